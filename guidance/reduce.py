@@ -1,0 +1,37 @@
+"""Reductions over everything but the batch: no sample sees its batch mates.
+
+Sums are accumulated in float64 while the tensors stay float32 (squared norms of latents overflow half precision, and a
+cosine within 1e-3 of 1 loses its digits in float32). Devices without float64 accumulate in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of each row: (B,)."""
+    wide = torch.float32 if a.device.type == "mps" else torch.float64
+    return torch.linalg.vecdot(_rows(a).to(wide), _rows(b).to(wide))
+
+
+def norm(a: Tensor) -> Tensor:
+    """||a|| of each row: (B,)."""
+    wide = torch.float32 if a.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(_rows(a), dim=1, dtype=wide)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the angle between the rows of a and b: (B,); 1 where either is zero (nothing to tell apart)."""
+    length = norm(a) * norm(b)
+    return torch.where(length > 0, dot(a, b) / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
+
+
+def safe_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

@@ -1,0 +1,280 @@
+"""Our samplers as diffusers schedulers, from the same update.
+
+    pipe.scheduler = samplers.DPMPP2M.from_config(pipe.scheduler.config)
+
+A class here is a ten-line driver: it keeps a `State`, wraps the model output in a `Prediction` and calls `tell`.
+Saved with a pipeline, it loads again wherever this package is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..errors import UsageError
+from .betas import beta_table
+from .ddim import DDIMSampler
+from .dpmpp_2m import DPMPP2MSampler, SDEDPMPP2MSampler
+from .euler import EulerSampler
+from .euler_ancestral import EulerAncestralSampler
+from .grids import Levels, make_grid
+from .heun import HeunSampler
+from .prediction import Prediction, predicted_by, working_precision
+from .sampler import Sampler, State
+from .schedule import DiscreteVP, Level, NoiseSchedule, RectifiedFlow, flow_shift, is_flow
+
+
+class PilotageScheduler(SchedulerMixin, ConfigMixin):
+    """What all of them share. The state that the pipeline keeps is x_t itself (alpha x_0 + sigma noise), so
+    `init_noise_sigma` is 1 and `scale_model_input` is the identity.
+
+    The config keys are those of the stock schedulers, so `from_config` takes any of theirs. `grid` names one of
+    `samplers.GRIDS`; None follows `use_karras_sigmas`, `use_exponential_sigmas`, `timestep_spacing`.
+    """
+
+    _compatibles: ClassVar[list] = []
+    init_noise_sigma = 1.0
+    sampler_class: ClassVar[type[Sampler]]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "trailing",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        grid: str | None = None,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        time_shift_type: str = "exponential",
+        eta: float | None = None,
+    ):
+        if "sigma_data" in self.config:
+            raise UsageError(f"{type(self).__name__} does not take EDM-preconditioned models; keep the EDM scheduler")
+        self.alphas_cumprod = None if is_flow(self) else beta_table(self.config)
+        self.schedule: NoiseSchedule = (
+            RectifiedFlow(float(num_train_timesteps)) if self.alphas_cumprod is None else DiscreteVP(self.alphas_cumprod)
+        )
+        self.kind = predicted_by(self)
+        self.sampler = self._sampler(eta)
+        self.order = self.sampler.stages
+        self._use(make_grid("trailing", self.schedule, num_train_timesteps), "cpu")
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As diffusers; a flow-matching scheduler's config, which does not name its prediction type, is recognised."""
+        if config and ("FlowMatch" in str(config.get("_class_name")) or config.get("use_flow_sigmas")):
+            kwargs.setdefault("prediction_type", "flow_prediction")
+            if config.get("use_flow_sigmas"):
+                kwargs.setdefault("shift", config.get("flow_shift") or 1.0)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def _sampler(self, eta: float | None) -> Sampler:
+        takes_eta = "eta" in self.sampler_class.__dataclass_fields__  # type: ignore[attr-defined]
+        return self.sampler_class() if eta is None or not takes_eta else self.sampler_class(eta=eta)  # type: ignore[call-arg]
+
+    # -- the grid ---------------------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the levels and compute every coefficient of the run.
+
+        timesteps: model times (0 .. num_train_timesteps), decreasing. sigmas: rho of a VP model, or t of a flow model,
+        without the final 0. mu: log shift of a flow model with dynamic shifting.
+        """
+        if self.config.use_dynamic_shifting and mu is None:
+            raise UsageError("this flow model shifts its grid with the picture size: set_timesteps needs mu=")
+        steps = num_inference_steps or len(timesteps if timesteps is not None else sigmas or ())
+        self._use(self._levels_for(steps, timesteps, sigmas, mu), device)
+
+    def _levels_for(self, steps: int, timesteps: Any, sigmas: Any, mu: float | None) -> Levels:
+        clean = self.schedule.clean
+        if self.alphas_cumprod is None:
+            return self._flow_levels(steps, timesteps, sigmas, mu)
+        if timesteps is not None:
+            return (*(self.schedule.level(float(t)) for t in timesteps), clean)
+        if sigmas is not None:
+            return (*(self.schedule.level_of_rho(float(s)) for s in sigmas if s > 0), clean)
+        config = self.config
+        named = "karras" if config.use_karras_sigmas else "exponential" if config.use_exponential_sigmas else None
+        grid = config.grid or named or config.timestep_spacing
+        return make_grid(grid, self.schedule, steps, **({"offset": config.steps_offset} if grid == "leading" else {}))
+
+    def _flow_levels(self, steps: int, timesteps: Any, sigmas: Any, mu: float | None) -> Levels:
+        """Default 1 .. 1/1000; then the shift, once; then the terminal stretch."""
+        scale = float(self.config.num_train_timesteps)
+        if sigmas is not None:
+            t = torch.as_tensor(sigmas, dtype=torch.float64)
+        elif timesteps is not None:
+            t = torch.as_tensor(timesteps, dtype=torch.float64) / scale
+        else:
+            t = torch.linspace(1.0, 1.0 / scale, steps, dtype=torch.float64)
+        t = flow_shift(t[t > 0], self._shift(mu))
+        if self.config.shift_terminal:
+            t = 1 - (1 - t) * (1 - self.config.shift_terminal) / (1 - t[-1])
+        return (*(self.schedule.level(float(s)) for s in t), self.schedule.clean)
+
+    def _shift(self, mu: float | None) -> float:
+        if mu is None or not self.config.use_dynamic_shifting:
+            return float(self.config.shift)
+        return float(torch.tensor(mu, dtype=torch.float64).exp()) if self.config.time_shift_type == "exponential" else mu
+
+    def _use(self, levels: Levels, device: Any) -> None:
+        self.levels = levels
+        self.plan = self.sampler.plan(levels)
+        self.calls = call_order(self.plan, self.sampler)
+        times = [levels[step + stage].time for step, stage in self.calls]
+        self.timesteps = torch.tensor(times, dtype=torch.float32, device=device)
+        flow = self.alphas_cumprod is None
+        noise = [level.sigma if flow else level.rho for level in levels]
+        self.sigmas = torch.tensor([noise[step + stage] for step, stage in self.calls] + [0.0])
+        self.num_inference_steps = len(levels) - 1
+        self._state: State | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    # -- the step ---------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """One evaluation: `sample` (B, ...) to the next point where the network is wanted."""
+        if self._state is None:
+            self._start(timestep, sample)
+        assert self._state is not None and self._step_index is not None
+        state = replace(self._state, x=working_precision(sample))
+        prediction = Prediction(state.x, state.level, working_precision(model_output), self.kind)
+        noise = None
+        if self.sampler.wants_noise(state):
+            noise = randn_tensor(state.x.shape, generator=generator, device=state.x.device, dtype=state.x.dtype)
+        self._state = self.sampler.tell(state, prediction, noise)
+        self._step_index += 1
+        x = self._state.x.to(sample.dtype)
+        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _start(self, timestep: Any, sample: Tensor) -> None:
+        self._step_index = self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)
+        step, _ = self.calls[self._step_index]
+        self._state = State(sample, self.levels, self.plan, step=step)
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
+        """Place of a model time in `timesteps` (the first one, where it stands twice)."""
+        distance = (self.timesteps - torch.as_tensor(timestep, device=self.timesteps.device)).abs()
+        return int(distance.argmin())
+
+    # -- what pipelines read ------------------------------------------------------------------------------------------
+
+    @property
+    def step_index(self) -> int | None:
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        self._begin_index = begin_index
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x_0 + sigma noise at the model times of each row."""
+        levels = [self._level_at(float(t)) for t in timesteps.reshape(-1)]
+        shape = (-1, *[1] * (original_samples.dim() - 1))
+        alpha = torch.tensor([l.alpha for l in levels], dtype=original_samples.dtype, device=original_samples.device)
+        sigma = torch.tensor([l.sigma for l in levels], dtype=original_samples.dtype, device=original_samples.device)
+        return alpha.reshape(shape) * original_samples + sigma.reshape(shape) * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """The name that flow pipelines use for `add_noise`."""
+        return self.add_noise(sample, noise, timestep.expand(sample.shape[0]) if timestep.dim() == 0 else timestep)
+
+    def _level_at(self, time: float) -> Level:
+        index = self.index_for_timestep(time)
+        step, stage = self.calls[index]
+        level = self.levels[step + stage]
+        if abs(level.time - time) < 1e-3:
+            return level
+        return self.schedule.level(time / self.schedule.scale if isinstance(self.schedule, RectifiedFlow) else time)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+
+def call_order(plan: tuple[Any, ...], sampler: Sampler) -> list[tuple[int, int]]:
+    """(step, stage) of each network call: a second stage only where the plan has coefficients for it."""
+    calls = []
+    for step, coefficients in enumerate(plan):
+        calls += [(step, stage) for stage in range(sampler.stages_of(coefficients))]
+    return calls
+
+
+class DDIM(PilotageScheduler):
+    sampler_class = DDIMSampler
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """eta: pipelines always pass theirs; a value above 0 replaces the one of the config."""
+        if eta and eta != getattr(self.sampler, "eta", None):
+            self.sampler = self._sampler(eta)
+            self.plan = self.sampler.plan(self.levels)
+            self._state = replace(self._state, plan=self.plan) if self._state else None
+        return super().step(model_output, timestep, sample, generator, return_dict)
+
+
+class Euler(PilotageScheduler):
+    sampler_class = EulerSampler
+
+
+class EulerAncestral(PilotageScheduler):
+    sampler_class = EulerAncestralSampler
+
+
+class Heun(PilotageScheduler):
+    sampler_class = HeunSampler
+
+
+class DPMPP2M(PilotageScheduler):
+    sampler_class = DPMPP2MSampler
+
+
+class SDEDPMPP2M(PilotageScheduler):
+    sampler_class = SDEDPMPP2MSampler

@@ -1,0 +1,103 @@
+"""Grids: which levels a run visits. A grid of N steps has N + 1 levels, noisiest first; the last is the target.
+
+Each function takes a schedule and a number of steps and returns levels in float64. The names and rules are those of
+diffusers, so that a grid of ours can be compared with a stock one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..errors import UsageError
+from ..registry import Spec, lookup
+from .schedule import DiscreteVP, Level, NoiseSchedule, RectifiedFlow, flow_shift
+
+Levels = tuple[Level, ...]
+
+
+def _from_times(schedule: NoiseSchedule, times: Iterable[float]) -> Levels:
+    return (*(schedule.level(float(t)) for t in times), schedule.clean)
+
+
+def _from_rhos(schedule: NoiseSchedule, rhos: Iterable[float]) -> Levels:
+    return (*(schedule.level_of_rho(float(r)) for r in rhos), schedule.clean)
+
+
+def _line(first: float, last: float, count: int) -> torch.Tensor:
+    return torch.linspace(first, last, count, dtype=torch.float64)
+
+
+def _ends(schedule: NoiseSchedule) -> tuple[float, float]:
+    """Largest and smallest finite rho of the schedule."""
+    largest = float(schedule.rho(schedule.T))
+    if math.isinf(largest):  # pure noise has no finite rho: take diffusers' stand-in, alpha^2 = 2^-24
+        largest = math.sqrt(2.0**24 - 1)
+    return largest, float(schedule.rho(schedule.t_min))
+
+
+def linspace(schedule: NoiseSchedule, steps: int) -> Levels:
+    """Equal distances in time, both ends visited; fractional times are kept (diffusers' Euler family)."""
+    return _from_times(schedule, _line(schedule.T, schedule.t_min, steps))
+
+
+def leading(schedule: NoiseSchedule, steps: int, offset: int = 1) -> Levels:
+    """Every (K // N)-th index, shifted by `offset`; never visits the noisiest one (the Stable Diffusion default)."""
+    if not isinstance(schedule, DiscreteVP):
+        return _from_times(schedule, _line(schedule.T, schedule.t_min, steps + 1)[1:])
+    count = len(schedule.alphas)
+    times = torch.arange(steps - 1, -1, -1) * (count // steps) + offset
+    return _from_times(schedule, times.clamp(max=count - 1).double())
+
+
+def trailing(schedule: NoiseSchedule, steps: int) -> Levels:
+    """From the noisiest index down in equal distances (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
+    if not isinstance(schedule, DiscreteVP):
+        return _from_times(schedule, _line(schedule.T, schedule.t_min, steps + 1)[:-1])
+    count = len(schedule.alphas)
+    return _from_times(schedule, (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1)
+
+
+def karras(schedule: NoiseSchedule, steps: int, p: float = 7.0) -> Levels:
+    """rho^(1/p) linear (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    largest, smallest = _ends(schedule)
+    return _from_rhos(schedule, _line(largest ** (1 / p), smallest ** (1 / p), steps) ** p)
+
+
+def exponential(schedule: NoiseSchedule, steps: int) -> Levels:
+    """log rho linear: equal steps in lam."""
+    largest, smallest = _ends(schedule)
+    return _from_rhos(schedule, _line(math.log(largest), math.log(smallest), steps).exp())
+
+
+def flow(schedule: NoiseSchedule, steps: int, shift: float = 1.0) -> Levels:
+    """t = 1 .. 1/N, shifted: the grid of rectified-flow models. On other schedules, the same rhos."""
+    times = flow_shift(_line(1.0, 1.0 / steps, steps), shift)
+    if isinstance(schedule, RectifiedFlow):
+        return _from_times(schedule, times)
+    largest, smallest = _ends(schedule)
+    return _from_rhos(schedule, (times / (1 - times)).clamp(smallest, largest))
+
+
+GRIDS: dict[str, Spec] = {
+    "linspace": Spec(linspace, "equal distances in time, both ends visited"),
+    "leading": Spec(leading, "every (K // N)-th index; the Stable Diffusion default"),
+    "trailing": Spec(trailing, "from the noisiest index down; needed for few steps and zero terminal SNR", "Lin et al. 2023, 2305.08891"),
+    "karras": Spec(karras, "rho^(1/p) linear; dense at low noise", "Karras et al. 2022, 2206.00364"),
+    "exponential": Spec(exponential, "log rho linear"),
+    "lambda-uniform": Spec(exponential, "the same as exponential: equal steps of half log-SNR"),
+    "flow": Spec(flow, "t = 1 .. 1/N with a shift, for rectified flow", "Esser et al. 2024, 2403.03206"),
+}
+
+
+def make_grid(grid: str | Levels | Callable[..., Levels], schedule: NoiseSchedule, steps: int, **settings: Any) -> Levels:
+    """Levels of a grid given by name ("karras"), by function, or as levels."""
+    if isinstance(grid, tuple):
+        return grid
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, not {steps}")
+    make = lookup("grids", GRIDS, grid, "grid").load() if isinstance(grid, str) else grid
+    return make(schedule, steps, **settings)

@@ -121,4 +121,3 @@ class Dialogue:
 
     def close(self) -> None:
         self._generator.close()
-

@@ -74,7 +74,16 @@ class Guided:
         steps = len(state.levels) - 1
         start, goal = state.levels[state.step - 1], state.levels[state.step]
         ctx = Context(
-            state.x, goal, start, goal, state.step - 1, steps, 0, self.schedule, memory.later, decode=self.decode
+            state.x,
+            goal,
+            start,
+            goal,
+            state.step - 1,
+            steps,
+            0,
+            self.schedule,
+            memory.later,
+            decode=self.decode,
         )
         return self.rule.after(ctx, state.x)
 
@@ -142,5 +151,3 @@ class Guided:
                 f"network here: {nearest(ask.branch, known)}"
             )
         return ask.edit(value) if ask.edit else value
-
-

@@ -62,7 +62,9 @@ def _third_party(group: str) -> Mapping[str, Spec]:
     for point in entry_points(group=f"pilotage.{group}"):
         spec = point.load()
         if not isinstance(spec, Spec):
-            raise UsageError(f"entry point {point.name!r} of pilotage.{group} is no pilotage Spec; export a Spec(cls=..., summary=...)")
+            raise UsageError(
+                f"entry point {point.name!r} of pilotage.{group} is no pilotage Spec; export a Spec(cls=..., summary=...)"
+            )
         found[point.name] = spec
     return found
 

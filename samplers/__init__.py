@@ -40,7 +40,7 @@ _WHERE = {
     "Level": "schedule",
     "NoiseSchedule": "schedule",
 }
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,9 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, level: Level, condition: Any = None) -> Prediction:
         time = torch.full((x.shape[0],), level.time, dtype=torch.float32, device=x.device)
-        keywords = condition if isinstance(condition, Mapping) else {} if condition is None else {"condition": condition}
+        keywords = (
+            condition if isinstance(condition, Mapping) else {} if condition is None else {"condition": condition}
+        )
         native = raw_output(self.network(x, time, **keywords))
         return Prediction(working_precision(x), level, working_precision(native), parameterization(self.kind))
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -39,7 +39,12 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
     `samplers.GRIDS`; None follows `use_karras_sigmas`, `use_exponential_sigmas`, `timestep_spacing`.
     """
 
-    _compatibles: ClassVar[list] = []
+    # Names that diffusers looks up among its own classes: their configs are taken without a warning.
+    _compatibles: ClassVar[list] = [
+        *(kind.name for kind in KarrasDiffusionSchedulers),
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+    ]
     init_noise_sigma = 1.0
     sampler_class: ClassVar[type[Sampler]]
 
@@ -72,7 +77,9 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
             raise UsageError(f"{type(self).__name__} does not take EDM-preconditioned models; keep the EDM scheduler")
         self.alphas_cumprod = None if is_flow(self) else beta_table(self.config)
         self.schedule: NoiseSchedule = (
-            RectifiedFlow(float(num_train_timesteps)) if self.alphas_cumprod is None else DiscreteVP(self.alphas_cumprod)
+            RectifiedFlow(float(num_train_timesteps))
+            if self.alphas_cumprod is None
+            else DiscreteVP(self.alphas_cumprod)
         )
         self.kind = predicted_by(self)
         self.sampler = self._sampler(eta)
@@ -142,7 +149,9 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
     def _shift(self, mu: float | None) -> float:
         if mu is None or not self.config.use_dynamic_shifting:
             return float(self.config.shift)
-        return float(torch.tensor(mu, dtype=torch.float64).exp()) if self.config.time_shift_type == "exponential" else mu
+        return (
+            float(torch.tensor(mu, dtype=torch.float64).exp()) if self.config.time_shift_type == "exponential" else mu
+        )
 
     def _use(self, levels: Levels, device: Any) -> None:
         self.levels = levels

@@ -85,7 +85,11 @@ def flow(schedule: NoiseSchedule, steps: int, shift: float = 1.0) -> Levels:
 GRIDS: dict[str, Spec] = {
     "linspace": Spec(linspace, "equal distances in time, both ends visited"),
     "leading": Spec(leading, "every (K // N)-th index; the Stable Diffusion default"),
-    "trailing": Spec(trailing, "from the noisiest index down; needed for few steps and zero terminal SNR", "Lin et al. 2023, 2305.08891"),
+    "trailing": Spec(
+        trailing,
+        "from the noisiest index down; needed for few steps and zero terminal SNR",
+        "Lin et al. 2023, 2305.08891",
+    ),
     "karras": Spec(karras, "rho^(1/p) linear; dense at low noise", "Karras et al. 2022, 2206.00364"),
     "exponential": Spec(exponential, "log rho linear"),
     "lambda-uniform": Spec(exponential, "the same as exponential: equal steps of half log-SNR"),
@@ -93,7 +97,9 @@ GRIDS: dict[str, Spec] = {
 }
 
 
-def make_grid(grid: str | Levels | Callable[..., Levels], schedule: NoiseSchedule, steps: int, **settings: Any) -> Levels:
+def make_grid(
+    grid: str | Levels | Callable[..., Levels], schedule: NoiseSchedule, steps: int, **settings: Any
+) -> Levels:
     """Levels of a grid given by name ("karras"), by function, or as levels."""
     if isinstance(grid, tuple):
         return grid

@@ -11,12 +11,39 @@ from .heun import HeunSampler
 from .sampler import Sampler
 
 SAMPLERS: dict[str, Spec] = {
-    "ddim": Spec(DDIMSampler, "first order; eta adds noise", "Song et al. 2020, 2010.02502", "1 evaluation", off={"eta": 0.0}),
-    "euler": Spec(EulerSampler, "first order on x/alpha; the same as DDIM with eta 0", "Karras et al. 2022, 2206.00364", "1 evaluation"),
-    "euler-ancestral": Spec(EulerAncestralSampler, "Euler with fresh noise each step", "k-diffusion", "1 evaluation", off={"eta": 0.0}),
-    "heun": Spec(HeunSampler, "second order, two evaluations a step", "Karras et al. 2022, 2206.00364", "2 evaluations"),
-    "dpmpp-2m": Spec(DPMPP2MSampler, "second order multistep; the default", "Lu et al. 2022, 2211.01095", "1 evaluation"),
-    "sde-dpmpp-2m": Spec(SDEDPMPP2MSampler, "second order multistep with fresh noise", "Lu et al. 2022, 2211.01095", "1 evaluation", off={"eta": 0.0}),
+    "ddim": Spec(
+        DDIMSampler,
+        "first order; eta adds noise",
+        "Song et al. 2020, 2010.02502",
+        "1 evaluation",
+        off={"eta": 0.0},
+    ),
+    "euler": Spec(
+        EulerSampler,
+        "first order on x/alpha; the same as DDIM with eta 0",
+        "Karras et al. 2022, 2206.00364",
+        "1 evaluation",
+    ),
+    "euler-ancestral": Spec(
+        EulerAncestralSampler,
+        "Euler with fresh noise each step",
+        "k-diffusion",
+        "1 evaluation",
+        off={"eta": 0.0},
+    ),
+    "heun": Spec(
+        HeunSampler, "second order, two evaluations a step", "Karras et al. 2022, 2206.00364", "2 evaluations"
+    ),
+    "dpmpp-2m": Spec(
+        DPMPP2MSampler, "second order multistep; the default", "Lu et al. 2022, 2211.01095", "1 evaluation"
+    ),
+    "sde-dpmpp-2m": Spec(
+        SDEDPMPP2MSampler,
+        "second order multistep with fresh noise",
+        "Lu et al. 2022, 2211.01095",
+        "1 evaluation",
+        off={"eta": 0.0},
+    ),
 }
 
 

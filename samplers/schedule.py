@@ -334,7 +334,7 @@ def from_scheduler(scheduler: Any) -> NoiseSchedule:
         return TrigFlow()
     if isinstance(table := getattr(scheduler, "alphas_cumprod", None), Tensor):
         return DiscreteVP(table)
-    raise UsageError(f"{name} has no Gaussian noise schedule; use a scheduler with alphas_cumprod or sigmas, such as DDIMScheduler")
+    raise UsageError(f"{name} has no Gaussian noise schedule that we know; use for example DDIMScheduler")
 
 
 def is_flow(scheduler: Any) -> bool:

@@ -12,7 +12,14 @@ from typing import Any
 from .schedule import Level, NoiseSchedule, from_scheduler, is_flow
 
 # Schedulers whose pipelines keep x / alpha rather than x; the network still sees x.
-_KEEPS_SCALED = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2", "LMSDiscrete", "DPMSolverSDE")
+_KEEPS_SCALED = (
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "HeunDiscrete",
+    "KDPM2",
+    "LMSDiscrete",
+    "DPMSolverSDE",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,10 @@ def _numbered(points: list[tuple[Level, Level, int]]) -> list[Call]:
 def _from_sigmas(scheduler: Any, schedule: NoiseSchedule) -> list[tuple[Level, Level, int]]:
     """`sigmas` holds rho, or t on the flow path, with the target as its last entry. Two-stage schedulers repeat their
     entries: [s0, s1, s1, s2, s2, ..., 0], and evaluate the second stage at the repeated (or interpolated) one."""
-    flow, scaled = is_flow(scheduler), type(scheduler).__name__.startswith(("EDM", "CosineDPM", "CMStoch", "ScoreSde"))
+    flow, scaled = (
+        is_flow(scheduler),
+        type(scheduler).__name__.startswith(("EDM", "CosineDPM", "CMStoch", "ScoreSde")),
+    )
     times = [float(t) for t in scheduler.timesteps.tolist()]
 
     def at(sigma: float, time: float) -> Level:

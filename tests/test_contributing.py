@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ class Standard:
 
 
 def names() -> dict[str, Any]:
-    found: dict[str, Any] = {"__name__": "contributing"}
-    exec("\n\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.S)), found)
-    return found
+    module = types.ModuleType("contributing")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec("\n\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.S)), vars(module))
+    return vars(module)
 
 
 def test_the_blocks_run_and_agree_with_ours() -> None:

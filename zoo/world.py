@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -77,8 +77,28 @@ SPLITS = ("train", "test", "heldout")
 VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys(
         [
-            *"a an one two three on in at the of with and background big small left right above below".split(),
-            *"top bottom centre".split(),
+            *[
+                "a",
+                "an",
+                "one",
+                "two",
+                "three",
+                "on",
+                "in",
+                "at",
+                "the",
+                "of",
+                "with",
+                "and",
+                "background",
+                "big",
+                "small",
+                "left",
+                "right",
+                "above",
+                "below",
+            ],
+            *["top", "bottom", "centre"],
             *COLOURS,
             *BACKGROUNDS,
             *SHAPES,
@@ -101,13 +121,13 @@ def _lab(colour: RGB) -> np.ndarray:
     return np.asarray([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@lru_cache(maxsize=None)
+@cache
 def separation(colour: str, background: str) -> float:
     """Smallest CIE 1976 difference between a colour and its background; about 2 is just noticeable."""
     return min(float(np.linalg.norm(_lab(COLOURS[colour]) - _lab(end))) for end in BACKGROUNDS[background])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backgrounds_for(colours: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(b for b in BACKGROUNDS if all(separation(c, b) >= _MINIMUM_SEPARATION for c in colours))
 
@@ -202,10 +222,14 @@ _COLOUR, _SHAPE, _BACKGROUND = _one_of(COLOURS), _one_of(SHAPES), _one_of(BACKGR
 _ONE = r"(?:a|an|one)"
 _FRAME_PATTERNS = tuple(
     re.compile(pattern.format(background=f"(?P<background>{_BACKGROUND})", what="(?P<what>.+?)"))
-    for pattern in (r"on (?:a )?{background}(?: background)?,? {what}", r"{what},? on (?:a )?{background}(?: background)?")
+    for pattern in (
+        r"on (?:a )?{background}(?: background)?,? {what}",
+        r"{what},? on (?:a )?{background}(?: background)?",
+    )
 )
 _SINGLE = re.compile(
-    rf"{_ONE}(?: (?P<size>big|small))? (?P<colour>{_COLOUR}) (?P<shape>{_SHAPE})(?: (?P<place>{_one_of(_PLACES.values())}))?"
+    rf"{_ONE}(?: (?P<size>big|small))? (?P<colour>{_COLOUR}) (?P<shape>{_SHAPE})"
+    rf"(?: (?P<place>{_one_of(_PLACES.values())}))?"
 )
 _GROUP = re.compile(rf"(?P<count>two|three) (?P<colour>{_COLOUR}) (?P<shape>{_one_of(_SINGULARS)})")
 _PAIR = re.compile(
@@ -294,14 +318,15 @@ def scene(index: int, split: str = "train") -> Scene:
             spots = [(y, x) for x, y in spots]
     if len(combinations) < len(spots):
         combinations *= len(spots)
-    wording = (
-        int(rng.integers(2)),
-        int(rng.choice(len(_FRAMES), p=_FRAME_PROBABILITIES)),
-        int(rng.random() < 0.8),
-        int(rng.random() < 0.7),
-    )
+    wording = draw_wording(rng)
     objects = tuple(Object(s, c, float(x), float(y), float(radius)) for (c, s), (x, y) in zip(combinations, spots))
     return Scene(kind, objects, background, size, place, relation, wording)
+
+
+def draw_wording(rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """How a caption is put: which object comes first, which frame, whether size and place are said."""
+    frame = int(rng.choice(len(_FRAMES), p=_FRAME_PROBABILITIES))
+    return int(rng.integers(2)), frame, int(rng.random() < 0.8), int(rng.random() < 0.7)
 
 
 _HELD_OUT_LIST = sorted(HELD_OUT)
@@ -326,7 +351,7 @@ def _scatter(rng: np.random.Generator, count: int, radius: float) -> list[Point]
     low, high = radius + 0.05, 0.95 - radius
     while True:
         points = rng.uniform(low, high, size=(count, 2))
-        gaps = np.abs(points[:, None] - points[None]) / (2.25 * radius)
+        gaps = np.abs(points[:, None] - points[None]) / (2.4 * radius)
         distance = (gaps**2).sum(-1)[np.triu_indices(count, 1)]
         if distance.min() >= 1.0:
             return [(float(x), float(y)) for x, y in points[np.argsort(points[:, 0])]]
@@ -387,8 +412,8 @@ def _triangle(b: _Brush) -> None:
 
 
 def _star(b: _Brush) -> None:
-    angles = [math.pi * (i / 5 - 0.5) for i in range(10)]
-    b.polygon([((1.1, 0.47)[i % 2] * math.cos(a), (1.1, 0.47)[i % 2] * math.sin(a) + 0.08) for i, a in enumerate(angles)])
+    corners = [(1.1 if i % 2 == 0 else 0.47, math.pi * (i / 5 - 0.5)) for i in range(10)]
+    b.polygon([(r * math.cos(angle), r * math.sin(angle) + 0.08) for r, angle in corners])
 
 
 @lru_cache(maxsize=1)
@@ -409,10 +434,10 @@ def _heart(b: _Brush) -> None:
 
 @lru_cache(maxsize=1)
 def _moon_outline() -> tuple[Point, ...]:
-    # The part of a unit disc outside a second disc; they meet at (+-60 degrees) on the right.
-    open_at, inner, shift = 0.9, 0.80, 0.0
+    # The part of a unit disc outside a second disc; they meet 0.9 radians off its right.
+    open_at, inner = 0.9, 0.80
     tip = (math.cos(open_at), math.sin(open_at))
-    shift = tip[0] - math.sqrt(inner**2 - tip[1] ** 2) + 0.0
+    shift = tip[0] - math.sqrt(inner**2 - tip[1] ** 2)
     start = math.atan2(tip[1], tip[0] - shift)
     outer = [open_at + (2 * math.pi - 2 * open_at) * i / 40 for i in range(41)]
     back = [2 * math.pi - start + (2 * start - 2 * math.pi) * i / 40 for i in range(41)]
@@ -431,7 +456,8 @@ def _ring(b: _Brush) -> None:
 
 def _cross(b: _Brush) -> None:
     a, r = 0.33, 0.96
-    b.polygon([(-a, -r), (a, -r), (a, -a), (r, -a), (r, a), (a, a), (a, r), (-a, r), (-a, a), (-r, a), (-r, -a), (-a, -a)])
+    b.polygon([(-a, -r), (a, -r), (a, r), (-a, r)])
+    b.polygon([(-r, -a), (r, -a), (r, a), (-r, a)])
 
 
 def _flower(b: _Brush) -> None:

@@ -13,9 +13,10 @@ from ..errors import UsageError
 
 def beta_table(config: Any) -> Tensor:
     """(K,) float64 products of 1 - beta for a config with beta_start, beta_end, beta_schedule, trained_betas,
-    num_train_timesteps and rescale_betas_zero_snr."""
-    betas = _betas(config)
-    table = torch.cumprod(1 - betas, 0)
+    num_train_timesteps, snr_shift_scale (CogVideoX: divides the signal-to-noise ratio) and rescale_betas_zero_snr."""
+    table = torch.cumprod(1 - _betas(config), 0)
+    if s := config.snr_shift_scale:
+        table = table / (s + (1 - s) * table)
     return zero_terminal_snr(table) if config.rescale_betas_zero_snr else table
 
 
@@ -30,7 +31,10 @@ def _betas(config: Any) -> Tensor:
     if config.beta_schedule == "squaredcos_cap_v2":
         bar = torch.cos((torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    raise UsageError(f"unknown beta_schedule {config.beta_schedule!r}; known: linear, scaled_linear, squaredcos_cap_v2")
+    if config.beta_schedule == "sigmoid":
+        return torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid() * (last - first) + first
+    known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid"
+    raise UsageError(f"unknown beta_schedule {config.beta_schedule!r}; known: {known}")
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

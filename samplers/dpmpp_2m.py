@@ -1,8 +1,8 @@
 """DPM-Solver++(2M) and its stochastic form: Lu et al. 2022, arXiv 2211.01095, Algorithm 2 and Appendix F.
 
-With h = lam' - lam, H = (1 + eta) h and r = (lam - lam_before) / h, the midpoint rule
+With h = lam' - lam, H = (1 + eta) h, r = (lam - lam_before) / h and fresh noise xi, the midpoint rule
 
-    x' = (sigma'/sigma) e^{-eta h} x - alpha' expm1(-H) (D0 + (D0 - D_before) / (2 r)) + sigma' sqrt(1 - e^{-2 eta h}) xi
+    x' = (sigma'/sigma) e^{-eta h} x - alpha' expm1(-H) (D + (D - D_before) / (2 r)) + sigma' sqrt(1 - e^{-2 eta h}) xi
 
 The first step, one that follows pure noise (lam = -inf), and the last one to sigma' = 0 are of first order.
 """
@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .prediction import Prediction
+from .prediction import Prediction, affine
 from .sampler import Sampler, State, finish
 from .schedule import Level
 
@@ -50,7 +50,7 @@ class SDEDPMPP2MSampler(Sampler):
     def advance(self, state: State, prediction: Prediction, noise: Tensor | None) -> State:
         keep, gain, past, fresh = state.plan[state.step]
         now = prediction.denoised
-        x = now * gain if keep == 0 else torch.add(state.x * keep, now, alpha=gain)
+        x = affine(keep, state.x, gain, now)
         if past:
             x = torch.add(x, state.history[0], alpha=past)
         if fresh:

@@ -1,30 +1,35 @@
 """Grids: which levels a run visits. A grid of N steps has N + 1 levels, noisiest first; the last is the target.
 
 Each function takes a schedule and a number of steps and returns levels in float64. The names and rules are those of
-diffusers, so that a grid of ours can be compared with a stock one.
+diffusers, so that a grid of ours can be compared with a stock one. Three stock quirks are not copied: DDIM steps to
+t - K // N even where that is not the next time of its list, FlowMatchEuler shifts its smallest level twice, and
+"linspace" with one step starts at clean data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import UsageError
 from ..registry import Spec, lookup
-from .schedule import DiscreteVP, Level, NoiseSchedule, RectifiedFlow, flow_shift
+from .schedule import NEARLY_PURE, DiscreteVP, Level, NoiseSchedule, RectifiedFlow, flow_shift
 
 Levels = tuple[Level, ...]
 
 
-def _from_times(schedule: NoiseSchedule, times: Iterable[float]) -> Levels:
-    return (*(schedule.level(float(t)) for t in times), schedule.clean)
+def from_times(schedule: NoiseSchedule, times: Any) -> Levels:
+    """The grid that visits these times and ends at clean data."""
+    return (*schedule.levels(times), schedule.clean)
 
 
-def _from_rhos(schedule: NoiseSchedule, rhos: Iterable[float]) -> Levels:
-    return (*(schedule.level_of_rho(float(r)) for r in rhos), schedule.clean)
+def from_rhos(schedule: NoiseSchedule, rhos: Any) -> Levels:
+    """The grid that visits these noise levels (all above 0) and ends at clean data."""
+    return (*schedule.levels_of_rho(rhos), schedule.clean)
 
 
 def _line(first: float, last: float, count: int) -> torch.Tensor:
@@ -34,52 +39,53 @@ def _line(first: float, last: float, count: int) -> torch.Tensor:
 def _ends(schedule: NoiseSchedule) -> tuple[float, float]:
     """Largest and smallest finite rho of the schedule."""
     largest = float(schedule.rho(schedule.T))
-    if math.isinf(largest):  # pure noise has no finite rho: take diffusers' stand-in, alpha^2 = 2^-24
-        largest = math.sqrt(2.0**24 - 1)
+    if math.isinf(largest):  # pure noise has no finite rho
+        largest = math.sqrt(1 / NEARLY_PURE - 1)
     return largest, float(schedule.rho(schedule.t_min))
 
 
 def linspace(schedule: NoiseSchedule, steps: int) -> Levels:
     """Equal distances in time, both ends visited; fractional times are kept (diffusers' Euler family)."""
-    return _from_times(schedule, _line(schedule.T, schedule.t_min, steps))
+    return from_times(schedule, _line(schedule.T, schedule.t_min, steps))
 
 
 def leading(schedule: NoiseSchedule, steps: int, offset: int = 1) -> Levels:
     """Every (K // N)-th index, shifted by `offset`; never visits the noisiest one (the Stable Diffusion default)."""
     if not isinstance(schedule, DiscreteVP):
-        return _from_times(schedule, _line(schedule.T, schedule.t_min, steps + 1)[1:])
-    count = len(schedule.alphas)
+        return from_times(schedule, _line(schedule.T, schedule.t_min, steps + 1)[1:])
+    count = int(schedule.T) + 1
     times = torch.arange(steps - 1, -1, -1) * (count // steps) + offset
-    return _from_times(schedule, times.clamp(max=count - 1).double())
+    return from_times(schedule, times.clamp(max=count - 1).double())
 
 
 def trailing(schedule: NoiseSchedule, steps: int) -> Levels:
     """From the noisiest index down in equal distances (Lin et al. 2023, arXiv 2305.08891, Table 2)."""
     if not isinstance(schedule, DiscreteVP):
-        return _from_times(schedule, _line(schedule.T, schedule.t_min, steps + 1)[:-1])
-    count = len(schedule.alphas)
-    return _from_times(schedule, (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1)
+        return from_times(schedule, _line(schedule.T, schedule.t_min, steps + 1)[:-1])
+    count = int(schedule.T) + 1
+    return from_times(schedule, np.arange(count, 0, -count / steps).round()[:steps] - 1)  # rounds as diffusers does
 
 
 def karras(schedule: NoiseSchedule, steps: int, p: float = 7.0) -> Levels:
     """rho^(1/p) linear (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
     largest, smallest = _ends(schedule)
-    return _from_rhos(schedule, _line(largest ** (1 / p), smallest ** (1 / p), steps) ** p)
+    return from_rhos(schedule, _line(largest ** (1 / p), smallest ** (1 / p), steps) ** p)
 
 
 def exponential(schedule: NoiseSchedule, steps: int) -> Levels:
     """log rho linear: equal steps in lam."""
     largest, smallest = _ends(schedule)
-    return _from_rhos(schedule, _line(math.log(largest), math.log(smallest), steps).exp())
+    return from_rhos(schedule, _line(math.log(largest), math.log(smallest), steps).exp())
 
 
 def flow(schedule: NoiseSchedule, steps: int, shift: float = 1.0) -> Levels:
-    """t = 1 .. 1/N, shifted: the grid of rectified-flow models. On other schedules, the same rhos."""
-    times = flow_shift(_line(1.0, 1.0 / steps, steps), shift)
+    """t = 1 .. 1/N, shifted: the grid of rectified-flow models. On other schedules t = rho / (1 + rho), from their
+    noisiest level down."""
     if isinstance(schedule, RectifiedFlow):
-        return _from_times(schedule, times)
-    largest, smallest = _ends(schedule)
-    return _from_rhos(schedule, (times / (1 - times)).clamp(smallest, largest))
+        return from_times(schedule, flow_shift(_line(1.0, 1.0 / steps, steps), shift))
+    first, last = (float(flow_shift(rho / (1 + rho), 1 / shift)) for rho in _ends(schedule))
+    times = flow_shift(_line(first, max(first / steps, last), steps), shift)
+    return from_rhos(schedule, times / (1 - times))
 
 
 GRIDS: dict[str, Spec] = {
@@ -106,4 +112,8 @@ def make_grid(
     if steps < 1:
         raise UsageError(f"steps must be at least 1, not {steps}")
     make = lookup("grids", GRIDS, grid, "grid").load() if isinstance(grid, str) else grid
-    return make(schedule, steps, **settings)
+    levels = make(schedule, steps, **settings)
+    if any(b.rho >= a.rho for a, b in zip(levels, levels[1:], strict=False)):
+        name = grid if isinstance(grid, str) else getattr(grid, "__name__", "this")
+        raise UsageError(f"the {name} grid has no {steps} different levels on this schedule; use fewer steps")
+    return levels

@@ -25,14 +25,19 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def parse_seed(seed: Seed) -> tuple[int, int]:
+    """(number, repeat) of a seed: 17 and "17:0" are (17, 0), "17:2" is (17, 2)."""
+    number, _, repeat = str(seed).partition(":")
+    plain = number.isdecimal() and (repeat.isdecimal() or ":" not in str(seed))
+    if not plain or int(number) >= 2**64:
+        raise UsageError(f"a seed is a whole number below 2^64, or seed:repeat such as 17:2, not {seed!r}")
+    return int(number), int(repeat or 0)
+
+
 def generator_of(seed: Seed) -> torch.Generator:
     """The generator of a picture's initial noise. `"17:2"` is the second repeat of seed 17; `"17:0"` is seed 17."""
-    number, _, repeat = str(seed).partition(":")
-    if not number.isdecimal() or (repeat and not repeat.isdecimal()):
-        raise UsageError(f"a seed is a whole number, or seed:repeat such as 17:2, not {seed!r}")
-    if int(repeat or 0) == 0:
-        return torch.Generator("cpu").manual_seed(int(number))
-    return torch.Generator("cpu").manual_seed(derived_seed(int(number), "repeat", int(repeat)))
+    number, repeat = parse_seed(seed)
+    return torch.Generator("cpu").manual_seed(derived_seed(number, "repeat", repeat) if repeat else number)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class SeededNoise:
     seeds: tuple[Seed, ...]
 
     def __init__(self, seeds: Sequence[Seed]):
-        object.__setattr__(self, "seeds", tuple(seeds))
+        object.__setattr__(self, "seeds", tuple(f"{n}:{r}" if r else n for n, r in map(parse_seed, seeds)))
 
     def initial(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, *shape) unit noise; `shape` is that of one picture."""

@@ -73,6 +73,11 @@ FLOW_PREDICTION = Parameterization(  # V = noise - x_0 on alpha + sigma = 1
     lambda l: (1.0, -l.sigma),
     lambda l: (1.0, l.alpha),
 )
+FLOW_TO_DATA = Parameterization(  # V = x_0 - noise (Mochi)
+    "flow_to_data",
+    lambda l: (1.0, l.sigma),
+    lambda l: (1.0, -l.alpha),
+)
 SCORE = Parameterization(  # V = -noise / sigma
     "score",
     lambda l: (1 / _needs_signal(l), l.sigma**2 / l.alpha),
@@ -96,7 +101,26 @@ def edm(sigma_data: float = 0.5, sign: float = 1.0) -> Parameterization:
     )
 
 
-PARAMETERIZATIONS = {p.name: p for p in (EPSILON, SAMPLE, V_PREDICTION, FLOW_PREDICTION, SCORE, edm(), edm(sign=-1.0))}
+def consistency(sigma_data: float = 0.5, sigma_min: float = 0.002) -> Parameterization:
+    """EDM preconditioning with the boundary condition denoised = x at sigma_min (Song et al. 2023, arXiv 2303.01469,
+    Appendix C)."""
+
+    def parts(l: Level) -> tuple[float, float, float]:
+        above = l.sigma - sigma_min
+        norm = above**2 + sigma_data**2
+        return sigma_data**2 / norm, above**2 / norm, above * sigma_data / math.hypot(l.sigma, sigma_data)
+
+    return Parameterization(
+        "edm_consistency",
+        lambda l: (parts(l)[0], parts(l)[2]),
+        lambda l: (parts(l)[1] / _needs_noise(l), -parts(l)[2] / l.sigma),
+    )
+
+
+KINDS = (
+    EPSILON, SAMPLE, V_PREDICTION, FLOW_PREDICTION, FLOW_TO_DATA, SCORE, edm(), edm(sign=-1.0), consistency()
+)  # fmt: skip
+PARAMETERIZATIONS = {kind.name: kind for kind in KINDS}
 
 
 def parameterization(kind: str | Parameterization) -> Parameterization:
@@ -114,10 +138,12 @@ def predicted_by(scheduler: Any) -> Parameterization:
     kind = config.get("prediction_type")
     if name.startswith(("EDM", "CosineDPM")):
         return edm(config.sigma_data, -1.0 if kind == "v_prediction" else 1.0)
+    if name.startswith("CMStochastic"):
+        return consistency(config.sigma_data, config.sigma_min)
     if name.startswith("ScoreSdeVe"):
         return SCORE
     if is_flow(scheduler):
-        return FLOW_PREDICTION
+        return FLOW_TO_DATA if config.get("invert_sigmas") else FLOW_PREDICTION
     if name == "SCMScheduler":  # TrigFlow: V = cos(t) noise - sin(t) x_0
         return V_PREDICTION
     return parameterization(kind or "epsilon")
@@ -148,12 +174,14 @@ class Prediction:
     @cached_property
     def denoised(self) -> Tensor:
         """Prediction of the clean x_0."""
-        return affine(*_interleave(self.kind.denoised(self.level), self.x, self.native))
+        dx, dv = self.kind.denoised(self.level)
+        return affine(dx, self.x, dv, self.native)
 
     @cached_property
     def noise(self) -> Tensor:
         """Prediction of the unit noise."""
-        return affine(*_interleave(self.kind.noise(self.level), self.x, self.native))
+        nx, nv = self.kind.noise(self.level)
+        return affine(nx, self.x, nv, self.native)
 
     @property
     def step_on(self) -> Prediction:
@@ -187,16 +215,14 @@ class Prediction:
         return replace(self, base=base.step_on)
 
     def where(self, rows: Tensor, other: Prediction) -> Prediction:
-        """Rows of this prediction where `rows` (bool, (B,)) holds, of `other` elsewhere."""
+        """Rows of this prediction where `rows` (bool, (B,)) holds, of `other` (of the same kind) elsewhere."""
+        assert self.kind.name == other.kind.name, f"rows of {self.kind.name} and {other.kind.name} cannot be mixed"
         mask = rows.reshape(-1, *[1] * (self.native.dim() - 1))
         base = None
         if self.base is not None or other.base is not None:
             base = self.step_on.where(rows, other.step_on)
-        return Prediction(self.x, self.level, torch.where(mask, self.native, other.native), self.kind, base)
-
-
-def _interleave(pair: Pair, x: Tensor, v: Tensor) -> tuple[float, Tensor, float, Tensor]:
-    return pair[0], x, pair[1], v
+        x = self.x if self.x is other.x else torch.where(mask, self.x, other.x)
+        return Prediction(x, self.level, torch.where(mask, self.native, other.native), self.kind, base)
 
 
 def working_precision(x: Tensor) -> Tensor:

@@ -95,4 +95,4 @@ class Sampler(ABC):
 
 def finish(state: State, x: Tensor, *history: Tensor) -> State:
     """The state after a completed outer step."""
-    return replace(state, x=x, step=state.step + 1, stage=0, start=None, history=history)
+    return State(x, state.levels, state.plan, state.step + 1, history=history, memory=state.memory)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
 from ..errors import UsageError
 
@@ -47,6 +48,7 @@ class Level:
 
 
 def as_time(t: Any) -> Tensor:
+    """A number, list or tensor as float64 (schedules live on the CPU)."""
     return t.double() if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
 
 
@@ -116,15 +118,25 @@ class NoiseSchedule(ABC):
     def lam_max(self) -> float:
         return float(self.lam(self.t_min))
 
+    def levels(self, times: Any) -> tuple[Level, ...]:
+        """The levels of a list of times."""
+        t = as_time(times)
+        return tuple(map(Level, self.model_time(t).tolist(), self.alpha(t).tolist(), self.sigma(t).tolist()))
+
     def level(self, t: float) -> Level:
-        return Level(float(self.model_time(t)), float(self.alpha(t)), float(self.sigma(t)))
+        return self.levels([float(t)])[0]
+
+    def levels_of_rho(self, rhos: Any) -> tuple[Level, ...]:
+        """The levels with these noises, each above 0."""
+        return self.levels(self.t_of_rho(rhos))
 
     def level_of_rho(self, rho: float) -> Level:
         """The level with noise `rho`; rho = 0 is clean data, whose time no network is asked about."""
-        return self.level(float(self.t_of_rho(rho))) if rho > 0 else self.clean
+        return self.levels_of_rho([float(rho)])[0] if rho > 0 else self.clean
 
     @property
     def clean(self) -> Level:
+        """Data without noise: where every grid ends."""
         return Level(float(self.model_time(self.t_min)), 1.0, 0.0)
 
 
@@ -135,48 +147,54 @@ class VariancePreserving(NoiseSchedule):
         return self.sigma(t) ** 2 * self.dlam(t)
 
 
+NEARLY_PURE = 2.0**-24  # the last alphas_cumprod that diffusers' rho-based schedulers take for zero terminal SNR
+
+
 class DiscreteVP(VariancePreserving):
     """A table of betas, as in DDPM and Stable Diffusion. Time is the index k in [0, K - 1], real-valued.
 
-    alphas_cumprod: (K,) products of 1 - beta; between the nodes log rho is linear in k. A last entry of zero
-    (zero terminal signal-to-noise ratio) gives alpha = 0 and rho = infinity there.
+    alphas_cumprod: (K,) products of 1 - beta. Between the nodes log rho is linear in k. If the last entry is zero (zero
+    terminal signal-to-noise ratio), k = K - 1 is pure noise, alpha = 0; the times just below it approach rho = 4096.
     """
 
     def __init__(self, alphas_cumprod: Any):
-        table = as_time(alphas_cumprod).detach().cpu()
-        self.alphas, self.sigmas = table.sqrt(), (1 - table).sqrt()
-        self.log_rhos = torch.log(self.sigmas) - torch.log(self.alphas)
-        self.T = float(len(table) - 1)
-        self._finite = int(torch.isfinite(self.log_rhos).sum())  # nodes that can be interpolated
+        power = as_time(alphas_cumprod).detach().cpu()
+        self.T = float(len(power) - 1)
+        self.ends_in_noise = float(power[-1]) <= 0
+        power = power.clamp(min=NEARLY_PURE) if self.ends_in_noise else power
+        self.log_rhos = (torch.log1p(-power) - power.log()) / 2  # of the nodes, rising, all finite
 
     def _log_rho(self, t: Any) -> Tensor:
         t = as_time(t).clamp(0, self.T)
         low = t.detach().floor().clamp(max=self.T - 1).long()
-        share = t - low
-        a, b = self.log_rhos[low], self.log_rhos[low + 1]
-        return torch.where(share == 0, a, a + share * torch.where(share == 0, a, b).sub(a))
+        value = self.log_rhos[low] + (t - low) * (self.log_rhos[low + 1] - self.log_rhos[low])
+        return torch.where(t >= self.T, torch.inf, value) if self.ends_in_noise else value
 
     def lam(self, t: Any) -> Tensor:
         return -self._log_rho(t)
 
     def alpha(self, t: Any) -> Tensor:
-        return torch.sigmoid(-2 * self._log_rho(t)).sqrt()
+        return torch.exp(logsigmoid(-2 * self._log_rho(t)) / 2)
 
     def sigma(self, t: Any) -> Tensor:
-        return torch.sigmoid(2 * self._log_rho(t)).sqrt()
+        return torch.exp(logsigmoid(2 * self._log_rho(t)) / 2)
 
     def dlam(self, t: Any) -> Tensor:
-        low = as_time(t).detach().clamp(0, self.T).floor().clamp(max=self._finite - 2).long()
+        low = as_time(t).detach().clamp(0, self.T).floor().clamp(max=self.T - 1).long()
         return self.log_rhos[low] - self.log_rhos[low + 1]
 
     def t_of_lam(self, lam: Any) -> Tensor:
         """Linear interpolation of k in log rho, clipped to the ends of the table."""
         wanted = -as_time(lam)
-        nodes = self.log_rhos[: self._finite]
-        high = torch.searchsorted(nodes, wanted.detach().contiguous()).clamp(1, self._finite - 1)
-        a, b = nodes[high - 1], nodes[high]
-        k = high - 1 + ((wanted - a) / (b - a)).clamp(0, 1)
-        return torch.where(torch.isposinf(wanted), torch.full_like(k, self.T), k)
+        high = torch.searchsorted(self.log_rhos, wanted.detach().contiguous()).clamp(1, int(self.T))
+        a, b = self.log_rhos[high - 1], self.log_rhos[high]
+        return high - 1 + ((wanted - a) / (b - a)).clamp(0, 1)
+
+    def levels_of_rho(self, rhos: Any) -> tuple[Level, ...]:
+        """Beyond the ends of the table only the time is clipped, as diffusers does with `sigmas=`."""
+        rho = as_time(rhos)
+        alpha, sigma = torch.rsqrt(1 + rho**2), torch.rsqrt(1 + rho**-2)
+        return tuple(map(Level, self.t_of_rho(rho).tolist(), alpha.tolist(), sigma.tolist()))
 
 
 class LinearVP(VariancePreserving):
@@ -204,7 +222,7 @@ class LinearVP(VariancePreserving):
         return self.f(t) / self.sigma(t) ** 2
 
     def t_of_lam(self, lam: Any) -> Tensor:
-        q = 2 * (self.b1 - self.b0) * torch.nn.functional.softplus(-2 * as_time(lam))
+        q = 2 * (self.b1 - self.b0) * softplus(-2 * as_time(lam))
         return q / (((self.b0**2 + q).sqrt() + self.b0) * (self.b1 - self.b0))
 
     def model_time(self, t: Any) -> Tensor:
@@ -286,7 +304,8 @@ class TrigFlow(VariancePreserving):
     t_min, T = 1e-4, math.pi / 2
 
     def alpha(self, t: Any) -> Tensor:
-        return as_time(t).cos()
+        """cos t, and exactly 0 at pi/2 and just beyond (diffusers starts at 1.57080)."""
+        return (math.pi / 2 - as_time(t)).clamp(min=0).sin()
 
     def sigma(self, t: Any) -> Tensor:
         return as_time(t).sin()
@@ -339,10 +358,14 @@ def from_scheduler(scheduler: Any) -> NoiseSchedule:
 
 def is_flow(scheduler: Any) -> bool:
     """Does this diffusers scheduler run on the rectified-flow path?"""
-    config = scheduler.config
+    return is_flow_config(type(scheduler).__name__, scheduler.config)
+
+
+def is_flow_config(name: str, config: Any) -> bool:
+    """The same for the class name and the config of a scheduler."""
     return (
-        "FlowMatch" in type(scheduler).__name__
-        or type(scheduler).__name__ == "LTXEulerAncestralRFScheduler"
+        "FlowMatch" in name
+        or name == "LTXEulerAncestralRFScheduler"
         or bool(config.get("use_flow_sigmas"))
         or config.get("prediction_type") == "flow_prediction"
     )

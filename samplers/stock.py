@@ -22,11 +22,14 @@ _KEEPS_SCALED = (
 )
 
 
+Point = tuple[Level, Level, int]  # level, goal, stage
+
+
 @dataclass(frozen=True)
 class Call:
     """One network call of a run.
 
-    level: where the network is evaluated. goal: where the scheduler's step after it arrives. step: outer step.
+    level: where the network is evaluated. goal: where the outer step ends. step: number of the outer step.
     stage: 0 starts an outer step. last: whether the outer step ends with this call's `scheduler.step`.
     """
 
@@ -53,15 +56,14 @@ def calls_of(scheduler: Any) -> list[Call]:
     elif getattr(scheduler, "sigmas", None) is not None:
         points = _from_sigmas(scheduler, schedule)
     elif type(scheduler).__name__ == "SCMScheduler":
-        times = [float(t) for t in scheduler.timesteps]
-        levels = [schedule.level(t) for t in times]
+        levels = schedule.levels(scheduler.timesteps)
         points = [(a, b, 0) for a, b in zip(levels, levels[1:], strict=False)]
     else:
         points = _from_table(scheduler)
     return _numbered(points)
 
 
-def _numbered(points: list[tuple[Level, Level, int]]) -> list[Call]:
+def _numbered(points: list[Point]) -> list[Call]:
     calls, step = [], -1
     for i, (level, goal, stage) in enumerate(points):
         step += stage == 0
@@ -70,63 +72,74 @@ def _numbered(points: list[tuple[Level, Level, int]]) -> list[Call]:
     return calls
 
 
-def _from_sigmas(scheduler: Any, schedule: NoiseSchedule) -> list[tuple[Level, Level, int]]:
+def _from_sigmas(scheduler: Any, schedule: NoiseSchedule) -> list[Point]:
     """`sigmas` holds rho, or t on the flow path, with the target as its last entry. Two-stage schedulers repeat their
-    entries: [s0, s1, s1, s2, s2, ..., 0], and evaluate the second stage at the repeated (or interpolated) one."""
-    flow, scaled = (
-        is_flow(scheduler),
-        type(scheduler).__name__.startswith(("EDM", "CosineDPM", "CMStoch", "ScoreSde")),
-    )
-    times = [float(t) for t in scheduler.timesteps.tolist()]
+    entries: [s0, s1, s1, s2, s2, ..., 0], and evaluate the second stage at the repeated one or at one between."""
+    name = type(scheduler).__name__
+    unit_signal = name.startswith(("EDM", "CosineDPM", "CMStoch", "ScoreSde"))
+    inverted = bool(scheduler.config.get("invert_sigmas"))
+    flow = is_flow(scheduler)
 
     def at(sigma: float, time: float) -> Level:
         if flow:
-            inverted = bool(scheduler.config.get("invert_sigmas"))
-            return Level(time, sigma if inverted else 1 - sigma, 1 - sigma if inverted else sigma)
-        alpha = 1.0 if scaled else (1 + sigma**2) ** -0.5
+            return Level(time, sigma, 1 - sigma) if inverted else Level(time, 1 - sigma, sigma)
+        alpha = 1.0 if unit_signal else (1 + sigma**2) ** -0.5
         return Level(time, alpha, alpha * sigma)
 
-    sigmas = [float(s) for s in scheduler.sigmas.tolist()]
-    inner = [float(s) for s in getattr(scheduler, "sigmas_interpol", scheduler.sigmas).tolist()]
-    two_stage = hasattr(type(scheduler), "state_in_first_order")
+    times, sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
+    sigmas += [0.0] * (len(times) + 1 - len(sigmas))  # ScoreSdeVe lists no target
+    ends = [*times[1:], schedule.clean.time]
+    if not hasattr(type(scheduler), "state_in_first_order"):
+        return [(at(sigmas[i], t), at(sigmas[i + 1], ends[i]), 0) for i, t in enumerate(times)]
     points = []
     for i, time in enumerate(times):
-        second = two_stage and i % 2 == 1
-        level = at(inner[i] if second else sigmas[i], time)
-        points.append((level, at(sigmas[i if second else i + 1], 0.0), int(second)))
+        start = i - i % 2
+        goal = at(sigmas[start + 1], ends[min(start + 1, len(times) - 1)])
+        inner = sigmas[i] if i == start else _inner_sigma(scheduler, sigmas, i)
+        points.append((at(inner, time), goal, i - start))
     return points
 
 
-def _from_table(scheduler: Any) -> list[tuple[Level, Level, int]]:
+def _inner_sigma(scheduler: Any, sigmas: list[float], i: int) -> float:
+    """rho of the second stage of a step from sigmas[i - 1] to sigmas[i]."""
+    if hasattr(scheduler, "sigmas_interpol"):
+        ancestral = "Ancestral" in type(scheduler).__name__  # its list is shifted by one
+        return float(scheduler.sigmas_interpol[i - ancestral])
+    if hasattr(scheduler, "mid_point_sigma"):  # DPMSolverSDE: halfway in log rho
+        return (sigmas[i - 1] * sigmas[i]) ** 0.5
+    return sigmas[i]
+
+
+def _from_table(scheduler: Any) -> list[Point]:
     """DDIM, DDPM, PNDM, LCM, TCD: the level is alphas_cumprod[t]; where a step goes differs by class."""
     name = type(scheduler).__name__
-    table = scheduler.alphas_cumprod.double()
+    table = scheduler.alphas_cumprod.double().tolist()
     times = [int(t) for t in scheduler.timesteps.tolist()]
-    final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    # alpha^2 beyond the clean end of the table; LCM and DDPM end at clean data whatever their config says
+    end = getattr(scheduler, "final_alpha_cumprod", getattr(scheduler, "initial_alpha_cumprod", 1.0))
+    end = 1.0 if name.startswith(("LCM", "DDPM")) else float(end)
 
-    def at(t: int) -> Level:
-        power = float(table[t]) if t >= 0 else final
-        return Level(float(t), power**0.5, (1 - power) ** 0.5)
+    def at(t: int, time: float | None = None) -> Level:
+        power = table[min(t, len(table) - 1)] if t >= 0 else end
+        return Level(float(max(t, 0) if time is None else time), power**0.5, (1 - power) ** 0.5)
 
-    points = []
-    for i, t in enumerate(times):
-        stage = 0
-        if name.startswith(("LCM", "TCD", "DDPM")):
-            before = times[i + 1] if i + 1 < len(times) else -1
-        elif name.startswith("PNDM"):
-            stage, before = _pndm(scheduler, i, t, stride)
-        else:  # DDIM steps by the stride, not to the next entry of the list
-            before = t - stride
-        points.append((at(t), at(before), stage))
-    return points
+    if name.startswith("DDIMInverse"):  # rises: x stands one stride below the time that the network is told
+        return [(at(t - stride, t), at(t), 0) for t in times]
+    if name.startswith("PNDM"):
+        pairs = zip(times, _pndm(scheduler, times, stride), strict=True)
+        return [(at(t), at(goal), stage) for t, (stage, goal) in pairs]
+    if name.startswith(("LCM", "TCD", "DDPM")):
+        final = 0 if name.startswith("TCD") else -1  # TCD stops at the first entry of the table
+        return [(at(a), at(b), 0) for a, b in zip(times, [*times[1:], final], strict=True)]
+    return [(at(t), at(t - stride), 0) for t in times]  # DDIM steps by the stride, not to the next entry of the list
 
 
-def _pndm(scheduler: Any, i: int, t: int, stride: int) -> tuple[int, int]:
-    """PNDM repeats its second entry (skip_prk_steps), or starts with three Runge-Kutta steps of four calls each."""
-    warm = 0 if scheduler.config.skip_prk_steps else len(scheduler.prk_timesteps)
-    if i < warm:
-        return i % 4, int(scheduler.prk_timesteps[i // 4 * 4]) - stride
-    if scheduler.config.skip_prk_steps and i == 1:
-        return 1, t
-    return 0, t - stride
+def _pndm(scheduler: Any, times: list[int], stride: int) -> list[tuple[int, int]]:
+    """(stage, time of the goal). PNDM repeats its second entry (skip_prk_steps), or starts with three Runge-Kutta steps
+    of four calls each."""
+    if scheduler.config.skip_prk_steps:
+        return [(1, t) if i == 1 else (0, t - stride) for i, t in enumerate(times)]
+    warm = len(scheduler.prk_timesteps)
+    starts = [times[i // 4 * 4] for i in range(warm)]
+    return [(i % 4, t - stride) for i, t in enumerate(starts)] + [(0, t - stride) for t in times[warm:]]

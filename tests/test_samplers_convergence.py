@@ -1,0 +1,154 @@
+"""Orders are proved, not eyeballed: slopes and errors on the reference mixture, exact moments on a Gaussian."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from exact import FIRST, LAST, PATHS, START, Line, exact_u, level_of_lam, mixture, smooth_grid
+
+from pilotage.registry import everything
+from pilotage.samplers import SAMPLERS, Sampler, make_sampler
+from pilotage.samplers.denoiser import ExactDenoiser
+from pilotage.samplers.schedule import Level
+
+DETERMINISTIC = {
+    "ddim": {},
+    "euler": {},
+    "euler-ancestral": {"eta": 0.0},
+    "heun": {},
+    "dpmpp-2m": {},
+    "sde-dpmpp-2m": {"eta": 0.0},
+}
+# |x - exact| at N = 40 on the VP path, measured by an independent implementation; the others follow from the same u.
+ERROR_AT_40 = {
+    "ddim": 2.5e-2,
+    "euler": 2.5e-2,
+    "euler-ancestral": 2.5e-2,
+    "heun": 2.1e-3,
+    "dpmpp-2m": 5.2e-4,
+    "sde-dpmpp-2m": 5.2e-4,
+}
+
+
+def test_every_registered_sampler_is_under_test() -> None:
+    assert set(everything("samplers", SAMPLERS)) == set(DETERMINISTIC) == set(ERROR_AT_40)
+
+
+def solve(sampler: Sampler, path: str, steps: int, exact_start: bool = True) -> float:
+    """Error at lam = LAST. exact_start: a method that looks back takes its first step from the reference."""
+    denoiser, levels = mixture(path), smooth_grid(path, steps)
+    u = tuple(v / levels[0].alpha for v in START[path])
+    state = sampler.init(torch.tensor([START[path]], dtype=torch.float64), levels)
+    while not state.done:
+        state = sampler.tell(state, denoiser(state.x, state.level))
+        if exact_start and state.step == 1 and state.stage == 0 and state.history:
+            state = replace(state, x=levels[1].alpha * exact_u(u, -math.log(levels[1].rho))[None])
+    return float((state.x[0] - levels[-1].alpha * exact_u(u, LAST)).norm())
+
+
+def slope(coarse: float, fine: float) -> float:
+    return math.log2(coarse / fine)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order(name: str, path: str) -> None:
+    sampler = make_sampler(name, **DETERMINISTIC[name])
+    errors = [solve(sampler, path, n) for n in (80, 160, 320)]
+    for measured in map(slope, errors, errors[1:]):
+        assert sampler.order - 0.25 < measured < sampler.order + 0.6, errors
+    assert slope(errors[1], errors[2]) == pytest.approx(sampler.order, abs=0.1)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_error_is_that_of_an_independent_implementation(name: str) -> None:
+    error = solve(make_sampler(name, **DETERMINISTIC[name]), "vp", 40)
+    assert ERROR_AT_40[name] / 1.5 < error < ERROR_AT_40[name] * 1.5
+
+
+def test_the_multistep_method_keeps_its_order_with_its_own_start() -> None:
+    sampler = make_sampler("dpmpp-2m")
+    errors = [solve(sampler, "vp", n, exact_start=False) for n in (80, 160, 320)]
+    assert slope(errors[1], errors[2]) == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_same_u_on_every_path(name: str) -> None:
+    sampler = make_sampler(name, **DETERMINISTIC[name])
+    ends = []
+    for path in PATHS:
+        levels = smooth_grid(path, 23)
+        state = sampler.init(levels[0].alpha * torch.tensor([[3.0, -2.0]], dtype=torch.float64), levels)
+        denoiser = mixture(path)
+        while not state.done:
+            state = sampler.tell(state, denoiser(state.x, state.level))
+        ends.append(state.x / levels[-1].alpha)
+    assert float((ends[0] - ends[1]).abs().max()) < 1e-12
+    assert float((ends[0] - ends[2]).abs().max()) < 1e-12
+
+
+# -- stochastic samplers: exact moments, no Monte Carlo ----------------------------------------------------------------
+
+
+def moments(sampler: Sampler, levels: tuple[Level, ...], world: Line) -> tuple[float, float]:
+    """Mean and variance at the end when x starts in the exact marginal. The run is affine in x and in every noise, so
+    one batch of unit vectors gives all its coefficients: row 0 nothing, row 1 the start, row 2 + i the noise of step i.
+    """
+    steps = len(levels) - 1
+    unit = torch.eye(steps + 2, dtype=torch.float64)[:, :, None]
+    denoiser = ExactDenoiser(world, PATHS["vp"])
+    state = sampler.init(unit[:, 1], levels)
+    while not state.done:
+        noise = unit[:, 2 + state.step] if sampler.wants_noise(state) else None
+        state = sampler.tell(state, denoiser(state.x, state.level), noise)
+    offset, effects = state.x[0, 0], state.x[1:, 0] - state.x[0, 0]
+    mean = offset + effects[0] * levels[0].alpha * world.mean
+    variance = effects[0] ** 2 * world.spread(levels[0]) + (effects[1:] ** 2).sum()
+    return float(mean), float(variance)
+
+
+STOCHASTIC = [(n, e) for n in ("ddim", "euler-ancestral", "sde-dpmpp-2m") for e in (0.5, 1.0)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("name", "eta"), STOCHASTIC)
+def test_weak_order(name: str, eta: float, path: str) -> None:
+    sampler, world, errors = make_sampler(name, eta=eta), Line(), []
+    order, counts = (2, (320, 640)) if name == "sde-dpmpp-2m" else (1, (80, 160))  # 2M's error changes sign before
+    for n in counts:
+        levels = smooth_grid(path, n)
+        _, variance = moments(sampler, levels, world)
+        errors.append(abs(variance / world.spread(levels[-1]) - 1))
+    assert slope(*errors) == pytest.approx(order, abs=0.12), errors
+    assert errors[-1] < (1e-5 if order == 2 else 5e-2)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler-ancestral", "sde-dpmpp-2m"])
+def test_the_mean_of_the_reverse_sde_is_exact(name: str) -> None:
+    # D_t is a martingale: at eta = 1 the mean is right for every grid, however coarse
+    world = Line()
+    for n in (2, 5, 40):
+        levels = smooth_grid("vp", n)
+        mean, _ = moments(make_sampler(name, eta=1.0), levels, world)
+        assert mean == pytest.approx(levels[-1].alpha * world.mean, abs=1e-13)
+
+
+def test_more_noise_needs_smaller_steps_but_all_members_agree_in_the_limit() -> None:
+    world, levels = Line(), smooth_grid("vp", 640)
+    for name, eta in STOCHASTIC:
+        mean, variance = moments(make_sampler(name, eta=eta), levels, world)
+        assert mean == pytest.approx(levels[-1].alpha * world.mean, abs=2e-3)
+        assert variance == pytest.approx(world.spread(levels[-1]), rel=1e-2)
+
+
+def test_the_reference_is_a_solution() -> None:
+    # a second, independent solve: Heun with 4,000 steps
+    levels = tuple(level_of_lam("ve", FIRST + (LAST - FIRST) * i / 4000) for i in range(4001))
+    sampler, denoiser = make_sampler("heun"), mixture("ve")
+    state = sampler.init(torch.tensor([START["ve"]], dtype=torch.float64), levels)
+    while not state.done:
+        state = sampler.tell(state, denoiser(state.x, state.level))
+    assert float((state.x[0] - exact_u(START["ve"], LAST)).norm()) < 1e-5

@@ -65,7 +65,7 @@ def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
 
 
 def load_weak(dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    """The same UNet after a fifth of the training, for autoguidance; it shares the pipeline's text encoder."""
+    """The same UNet after 1,800 of its 6,797 steps, for autoguidance; it shares the pipeline's text encoder."""
     from diffusers import UNet2DConditionModel
 
     _checked(WEIGHTS, ("unet_weak/",))
@@ -98,7 +98,7 @@ def features() -> FeatureNetwork:
 
 
 def guidance_defaults() -> dict[str, dict[str, float]]:
-    """Settings of guidance rules that were measured on this model, by rule name; for `guidance.parse(line, defaults)`."""
+    """Settings of guidance rules measured on this model, by rule name; for `guidance.parse(line, defaults)`."""
     path = WEIGHTS / "guidance.json"
     if not path.is_file():
         return {}

@@ -1,6 +1,7 @@
 """Make the embedded model: `python -m pilotage.zoo.training <stage> [--work DIR]`.
 
-Stages in order: autoencoder, latents, judge, features, denoiser, guide, export, calibrate, evaluate. The same command resumes a stage.
+Stages in order: autoencoder, latents, judge, features, denoiser, guide, export, calibrate, evaluate. The same command
+resumes a stage.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import world
+
+Network = TypeVar("Network", bound=nn.Module)
 
 PICTURE_SIZE = 32
 LATENT_CHANNELS = 4
@@ -65,6 +67,12 @@ def to_uint8(batch: Tensor) -> np.ndarray:
     """float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
     scaled = batch.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def channels_last(module: Network) -> Network:
+    """The same module with its convolutions laid out for the CPU's fast path."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def parameters(module: nn.Module) -> int:

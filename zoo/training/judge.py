@@ -19,7 +19,7 @@ def run(work: Path, minutes: float = 4, steps: int | None = None) -> None:
     log, done = common.Log(work, "judge"), work / "judge.safetensors"
     if not done.exists():
         torch.manual_seed(SEED)
-        model = Judge().to(memory_format=torch.channels_last)
+        model = common.channels_last(Judge())
         pictures, labels, _ = classifiers.instrument_data(work)
         log(event="start", seed=SEED, split="train+heldout", count=len(pictures), parameters=common.parameters(model))
         noise = torch.Generator().manual_seed(SEED)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .reduce import dot, norm, safe_ratio
 from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, is_off, minus_one
+from .scale import Scale, guided_rows, is_off, minus_one, selected
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,27 @@ class APG(Rule):
         if is_off(self.scale):
             (cond,) = yield (Ask(),)
             return cond
-        cond, uncond = yield Ask(), Ask("uncond")
-        difference = cond.denoised - uncond.denoised
+        on = guided_rows(self.scale, ctx.x)
+        cond, uncond = yield Ask(), Ask("uncond", rows=on)
+        _, slope = cond.kind.denoised(cond.level)  # of denoised in native, so that x drops out of the difference
+        if slope == 0:
+            return cond
+        difference = slope * (cond.native - uncond.native)  # of the denoised predictions
         if self.momentum:
             before = ctx.recall(self)
             if before is not None:
                 difference = torch.add(difference, before, alpha=self.momentum)
             ctx.keep(self, difference)
         update = projected(difference, cond.denoised, self.eta, self.norm_threshold, ctx)
-        return cond.with_denoised(cond.denoised + ctx.column(minus_one(self.scale)) * update)
+        return selected(cond.like(cond.native + ctx.column(minus_one(self.scale)) / slope * update), on, cond)
 
 
 def projected(difference: Tensor, target: Tensor, eta: float, cap: float, ctx: Context) -> Tensor:
     """min(1, cap / |g|) (g - (1 - eta) g_parallel), g_parallel the projection of g on the target; all (B, ...)."""
-    shrink = 1.0
     if cap > 0:
-        length = norm(difference)
-        shrink = torch.clamp(cap / length.clamp(min=cap), max=1.0).to(difference.dtype)
-        difference = difference * ctx.column(shrink)
-    along = safe_ratio(dot(difference, target), dot(target, target)).to(difference.dtype)
+        shrink = cap / norm(difference).clamp(min=cap)
+        difference = difference * ctx.column(shrink.to(difference.dtype))
+    if eta == 1:
+        return difference
+    along = safe_ratio(dot(difference, target), norm(target).square()).to(difference.dtype)
     return torch.addcmul(difference, ctx.column(along), target, value=eta - 1.0)

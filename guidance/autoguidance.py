@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, is_off
+from .scale import Scale, guided_rows, is_off, selected
 
 
 @dataclass(frozen=True)
 class Autoguidance(Rule):
     """weak + scale (cond - weak), with the same condition for both networks.
 
-    scale: 1 is off. Needs a second network called "weak": smaller or less trained, of the same latents; its failures must
-    point in the same direction as the strong one's. Works between networks that predict different quantities.
+    scale: 1 is off. Needs a second network called "weak": smaller or less trained, of the same latents; its failures
+    must point in the same direction as the strong one's. Works between networks that predict different quantities.
     """
 
     scale: Scale = 2.0
@@ -27,7 +27,8 @@ class Autoguidance(Rule):
         if is_off(self.scale):
             (cond,) = yield (Ask(),)
             return cond
-        cond, weak = yield Ask(), Ask("weak")
+        on = guided_rows(self.scale, ctx.x)
+        cond, weak = yield Ask(), Ask("weak", rows=on)
         if weak.kind is not cond.kind:
             weak = cond.with_denoised(weak.denoised)
-        return cond.like(weak.native + ctx.column(self.scale) * (cond.native - weak.native))
+        return selected(cond.like(weak.native + ctx.column(self.scale) * (cond.native - weak.native)), on, cond)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, is_off
+from .scale import Scale, guided_rows, is_off, selected
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,6 @@ class CFG(Rule):
         if is_off(self.scale):
             (cond,) = yield (Ask(),)
             return cond
-        cond, uncond = yield Ask(), Ask("uncond")
-        return cond.like(uncond.native + ctx.column(self.scale) * (cond.native - uncond.native))
+        on = guided_rows(self.scale, ctx.x)
+        cond, uncond = yield Ask(), Ask("uncond", rows=on)
+        return selected(cond.like(uncond.native + ctx.column(self.scale) * (cond.native - uncond.native)), on, cond)

@@ -1,11 +1,12 @@
 """`rule + rule` adds offsets from the conditional prediction; `rule + modifier` wraps.
 
-The order of the text does not matter: modifiers are sorted by their `order` (innermost first), as the stage order of the
-field has it: direction, weight schedule, post-fix, adaptive decision, interval.
+The order of the text does not matter: rules are sorted by name, and modifiers by their `order` (innermost first), as
+the stage order of the field has it: direction, weight schedule, post-fix, adaptive decision, interval.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -46,6 +47,10 @@ class Sum(Rule):
             x = part.after(ctx.scoped(i), x)
         return x
 
+    @property
+    def moves(self) -> bool:
+        return any(part.moves for part in self.parts)
+
 
 def parts_of(rule: Rule) -> tuple[list[Rule], list[Modifier]]:
     """The plain rules and the modifiers (innermost first) that a composition was made of."""
@@ -68,8 +73,12 @@ def compose(*pieces: Rule) -> Rule:
     if sum(rule.shifts for rule in rules) > 1:
         names = ", ".join(type(rule).__name__ for rule in rules if rule.shifts)
         raise UsageError(f"{names} each re-noise in their own way and cannot be added; keep one of them")
+    twice = [kind.__name__ for kind, count in Counter(map(type, modifiers)).items() if count > 1]
+    if twice:
+        raise UsageError(f"the modifier {twice[0]} stands twice; keep one")
+    rules.sort(key=lambda rule: (type(rule).__name__, repr(rule)))
     whole: Rule | None = rules[0] if len(rules) == 1 else Sum(tuple(rules)) if rules else None
-    for modifier in sorted(modifiers, key=lambda m: m.order):
+    for modifier in sorted(modifiers, key=lambda m: (m.order, type(m).__name__)):
         whole = replace(modifier, inner=whole)
     assert whole is not None
     return whole

@@ -7,20 +7,22 @@ second one brings the unconditional inputs. Whatever happens, the rule's generat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..samplers.prediction import Parameterization, Prediction
+from ..samplers.prediction import EPSILON, Parameterization, Prediction
+from ..samplers.schedule import Level
 from .rule import Ask, Asks, Context, Rule, as_round
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An evaluation that is still missing: the ask, and the indices of its rows (None: every row)."""
+    """An evaluation that is still missing: the ask, and the indices of its rows (None: every row; never none)."""
 
     ask: Ask
     rows: Tensor | None
@@ -30,6 +32,16 @@ class Wanted:
 
 
 Evaluate = Callable[[Sequence[Wanted]], Iterable[tuple[Tensor, Parameterization]]]
+
+
+@contextmanager
+def grad_mode(grad: bool) -> Iterator[None]:
+    """Graphs are kept for an ask that wants them, also under inference_mode; otherwise as it is outside."""
+    if not grad:
+        yield
+        return
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class Dialogue:
@@ -56,7 +68,7 @@ class Dialogue:
                     self._learn(ready, evaluate(ready))
                 if len(ready) < len(missing):
                     return None
-                self._send(tuple(self._known[ask][0] for ask in self.asked))
+                self._send(tuple(self._answer_to(ask) for ask in self.asked))
         except BaseException:
             self.close()
             raise
@@ -81,24 +93,35 @@ class Dialogue:
             return None
         else:
             needed = ~known[1] if rows is None else rows & ~known[1]
-        if needed is None or bool(needed.all()):
+        if needed is None:
             return Wanted(ask, None)
-        index = needed.nonzero().flatten()
-        return Wanted(ask, index) if len(index) or known is None else None
+        index = needed.nonzero().flatten()  # reads from the device
+        if len(index) == 0:
+            return None
+        return Wanted(ask, None if len(index) == len(needed) else index)
+
+    def _answer_to(self, ask: Ask) -> Prediction:
+        """What is known of it; zeros where it was asked for no row at all."""
+        if ask in self._known:
+            return self._known[ask][0]
+        x, level = self._point(ask)
+        kind = next((p.kind for p, _ in self._known.values()), EPSILON)
+        return Prediction(x, level, torch.zeros_like(x), kind)
+
+    def _point(self, ask: Ask) -> tuple[Tensor, Level]:
+        return (self.ctx.x, self.ctx.level) if ask.at is None else (ask.at.x, ask.at.level)
 
     def _learn(self, wanted: Sequence[Wanted], answers: Iterable[tuple[Tensor, Parameterization]]) -> None:
         for w, (native, kind) in zip(wanted, answers, strict=True):
-            if not w.ask.grad and torch.is_inference(native):
-                native = native.clone()
-            x, level = (self.ctx.x, self.ctx.level) if w.ask.at is None else (w.ask.at.x, w.ask.at.level)
+            x, level = self._point(w.ask)
             self.evaluations[w.ask.branch] += w.count(x.shape[0])
-            if w.rows is None:
-                self._known[w.ask] = (Prediction(x, level, native, kind), None)
-                continue
-            full, mask = self._blank(w.ask, x, native)
-            full = full.index_copy(0, w.rows, native)
-            mask = mask.index_fill(0, w.rows, True)
-            self._known[w.ask] = (Prediction(x, level, full, kind), mask)
+            mask = None
+            if w.rows is not None:
+                full, before = self._blank(w.ask, x, native)
+                mask = before.index_fill(0, w.rows, True)
+                with grad_mode(w.ask.grad):
+                    native = full.index_copy(0, w.rows, native)
+            self._known[w.ask] = (Prediction(x, level, native, kind), mask)
 
     def _blank(self, ask: Ask, x: Tensor, native: Tensor) -> tuple[Tensor, Tensor]:
         """Rows that were not evaluated read as zeros; whoever narrowed the ask selects them away."""

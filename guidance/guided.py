@@ -6,19 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UsageError, nearest
 from ..samplers.denoiser import Denoiser
-from ..samplers.prediction import Parameterization, Prediction
+from ..samplers.prediction import Parameterization, Prediction, working_precision
 from ..samplers.sampler import State
 from ..samplers.schedule import Level
-from .dialogue import Dialogue, Wanted
+from .dialogue import Dialogue, Wanted, grad_mode
 from .memory import Memory
 from .record import RunRecord
 from .rule import Ask, Context, Rule
-from .trees import joined, rows_of
+from .trees import form_of, joined, rows_of
 
 
 class Guided:
@@ -55,7 +54,8 @@ class Guided:
 
     def __call__(self, x: Tensor, level: Level, condition: Any = None) -> Prediction:
         """One evaluation outside a run: no memory, and a step that ends at clean data."""
-        ctx = Context(x, level, level, self.schedule.clean, 0, 1, 0, self.schedule, {}, decode=self.decode)
+        x, clean = working_precision(x), self.schedule.clean
+        ctx = Context(x, level, level, clean, 0, 1, 0, self.schedule, {}, decode=self.decode)
         return self._answer(ctx, condition)
 
     def guide(self, state: State, condition: Any = None) -> tuple[Prediction, Memory]:
@@ -68,7 +68,7 @@ class Guided:
 
     def after(self, state: State) -> Tensor:
         """x at the end of an outer step, as the rule leaves it. `state` is the one after the step."""
-        if type(self.rule).after is Rule.after:
+        if not self.rule.moves:
             return state.x
         memory = state.memory or Memory()
         steps = len(state.levels) - 1
@@ -89,7 +89,7 @@ class Guided:
 
     def _context(self, state: State, memory: Memory) -> Context:
         return Context(
-            state.x,
+            working_precision(state.x),
             state.level,
             state.levels[state.step],
             state.goal,
@@ -98,7 +98,7 @@ class Guided:
             state.stage,
             self.schedule,
             memory.seen_at(state.stage),
-            record=self.record.open_step(state.level.rho) if state.stage == 0 else {},
+            record=self.record.open_step(state.step, state.level.rho) if state.stage == 0 else {},
             decode=self.decode,
         )
 
@@ -112,29 +112,32 @@ class Guided:
     def _evaluate(
         self, wanted: Sequence[Wanted], ctx: Context, condition: Any
     ) -> Iterator[tuple[Tensor, Parameterization]]:
-        """Answers in order; asks of one network, point and patch share a call."""
+        """Answers in order; asks of one network, point and patch share a call where their conditions are alike."""
         groups: dict[Any, list[int]] = {}
+        conditions = [self._condition(w.ask, condition) for w in wanted]
         for i, w in enumerate(wanted):
-            groups.setdefault((self._network_of(w.ask), w.ask.at, w.ask.patch, w.ask.grad), []).append(i)
+            how = self._network_of(w.ask), w.ask.at, w.ask.patch, w.ask.grad
+            groups.setdefault((how, form_of(conditions[i])), []).append(i)
         answers: dict[int, tuple[Tensor, Parameterization]] = {}
-        for (name, at, patch, grad), members in groups.items():
+        for (how, _), members in groups.items():
             parts = [wanted[i] for i in members]
-            prediction = self._call(name, at, patch, grad, parts, ctx, condition)
             sizes = [w.count(ctx.x.shape[0]) for w in parts]
-            for i, native in zip(members, prediction.native.split(sizes), strict=True):
-                answers[i] = (native, prediction.kind)
+            with grad_mode(how[-1]):
+                prediction = self._call(how, parts, [conditions[i] for i in members], ctx)
+                answers |= {
+                    i: (n, prediction.kind) for i, n in zip(members, prediction.native.split(sizes), strict=True)
+                }
         return iter(answers[i] for i in range(len(wanted)))
 
-    def _call(
-        self, name: str, at: Any, patch: Any, grad: bool, parts: list[Wanted], ctx: Context, condition: Any
-    ) -> Prediction:
+    def _call(self, how: tuple[Any, ...], parts: list[Wanted], conditions: list[Any], ctx: Context) -> Prediction:
+        name, at, patch, _ = how
         network = self.networks[name]
         batch = ctx.x.shape[0]
         x, level = (ctx.x, ctx.level) if at is None else (at.x, at.level)
         rows = joined([rows_of(x, w.rows, batch) for w in parts])
-        conditions = joined([rows_of(self._condition(w.ask, condition), w.rows, batch) for w in parts])
-        with torch.enable_grad() if grad else nullcontext(), patch.on(network) if patch else nullcontext():
-            return network(rows, level, conditions)
+        given = joined([rows_of(c, w.rows, batch) for c, w in zip(conditions, parts, strict=True)])
+        with patch.on(network) if patch else nullcontext():
+            return network(rows, level, given)
 
     def _network_of(self, ask: Ask) -> str:
         return ask.branch if ask.branch in self.networks else "main"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .rule import Ask, Context, Guide, Rule
+from .scale import Scale, is_off
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,18 @@ class ImageCFG(Rule):
     Both scales have 1 = off. With equal scales it is CFG.
     """
 
-    scale: float = 7.5
-    image_scale: float = 1.5
+    scale: Scale = 7.5
+    image_scale: Scale = 1.5
 
     passes: ClassVar[int] = 6
     needs: ClassVar[tuple[str, ...]] = ("cond", "image", "uncond")
 
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
-        if self.scale == self.image_scale == 1:
+        if is_off(self.scale) and is_off(self.image_scale):
             (cond,) = yield (Ask(),)
             return cond
         cond, image, uncond = yield Ask(), Ask("image"), Ask("uncond")
-        text_part = self.scale * (cond.native - image.native)
-        image_part = self.image_scale * (image.native - uncond.native)
+        text_part = ctx.column(self.scale) * (cond.native - image.native)
+        image_part = ctx.column(self.image_scale) * (image.native - uncond.native)
         return cond.like(uncond.native + text_part + image_part)

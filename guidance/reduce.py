@@ -14,16 +14,18 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1)
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of each row: (B,)."""
-    wide = torch.float32 if a.device.type == "mps" else torch.float64
-    return torch.linalg.vecdot(_rows(a).to(wide), _rows(b).to(wide))
+    return (_rows(a).to(_wide(a)) * _rows(b)).sum(dim=1)
 
 
 def norm(a: Tensor) -> Tensor:
     """||a|| of each row: (B,)."""
-    wide = torch.float32 if a.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(_rows(a), dim=1, dtype=wide)
+    return torch.linalg.vector_norm(_rows(a), dim=1, dtype=_wide(a))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

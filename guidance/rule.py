@@ -5,9 +5,9 @@
             cond, uncond = yield Ask(), Ask("uncond")
             return cond.like(uncond.native + self.scale * (cond.native - uncond.native))
 
-A rule *yields* a tuple of `Ask`s (one round) and receives their predictions in order; it may ask for more rounds, and the
-second may depend on the first. Equal asks of a step are evaluated once, whoever asks; asks of one round share network
-calls. State lives in the run, never in the rule: read it with `ctx.recall`, write it with `ctx.keep`.
+A rule *yields* a tuple of `Ask`s (one round) and receives their predictions in order; it may ask for more rounds, and
+the second may depend on the first. Equal asks of a step are evaluated once, whoever asks; asks of one round share
+network calls. State lives in the run, never in the rule: read it with `ctx.recall`, write it with `ctx.keep`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..samplers.prediction import Prediction
 from ..samplers.schedule import Level, NoiseSchedule
 
@@ -95,11 +96,12 @@ class Context:
         return self.memory.get((*self.scope, type(rule).__name__), default)
 
     def keep(self, rule: Rule, value: Any) -> None:
-        """Remember `value` for the next outer step. Rows that a modifier has dropped keep what they had."""
+        """Remember `value` (B, ...) for the next outer step. Rows that a modifier has dropped keep what they had, or
+        zeros where they had nothing."""
         if self.stage > 0:
             return
-        before = self.recall(rule)
-        if self.rows is not None and before is not None:
+        if self.rows is not None:
+            before = self.recall(rule, torch.zeros_like(value))
             value = torch.where(self.column(self.rows, value), value, before)
         self.kept[(*self.scope, type(rule).__name__)] = value
 
@@ -108,13 +110,16 @@ class Context:
         if isinstance(value, (int, float)):
             return value
         dims = (self.x if like is None else like).dim()
-        column = value if isinstance(value, Tensor) else torch.tensor(value, dtype=self.x.dtype, device=self.x.device)
-        return column.reshape(-1, *[1] * (dims - 1))
+        if not isinstance(value, Tensor):
+            if len(value) != self.x.shape[0]:
+                raise UsageError(f"{len(value)} scales for {self.x.shape[0]} rows; give one number, or one a row")
+            value = torch.tensor(value, dtype=self.x.dtype, device=self.x.device)
+        return value.reshape(-1, *[1] * (dims - 1))
 
     def log(self, **values: Any) -> None:
         """Into this step's record: floats, or tensors (B,). First writer wins; later stages do not overwrite."""
         for name, value in values.items():
-            self.record.setdefault(name, value)
+            self.record.setdefault(name, value.detach() if isinstance(value, Tensor) else value)
 
     def scoped(self, index: int) -> Context:
         """The context of the index-th part of a composition, with a memory of its own."""
@@ -139,6 +144,11 @@ class Rule(ABC):
     def after(self, ctx: Context, x: Tensor) -> Tensor:
         """x (B, ...) at the end of an outer step, moved. A pure function."""
         return x
+
+    @property
+    def moves(self) -> bool:
+        """Does `after` do anything?"""
+        return type(self).after is not Rule.after
 
     def __add__(self, other: Rule) -> Rule:
         from .compose import compose
@@ -168,6 +178,10 @@ class Modifier(Rule):
 
     def after(self, ctx: Context, x: Tensor) -> Tensor:
         return self.rule.after(ctx, x)
+
+    @property
+    def moves(self) -> bool:
+        return self.rule.moves or type(self).after is not Modifier.after
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,21 @@ def rows_of(tree: Any, index: Tensor | None, batch: int) -> Any:
     return map_tensors(tree, pick)
 
 
+def form_of(tree: Any) -> Any:
+    """What two trees must share to be joined, hashable: structure, row shapes, and the values that are not tensors."""
+    if isinstance(tree, Tensor):
+        return ("tensor", tree.dtype, tree.shape[1:] if tree.dim() else id(tree))
+    if isinstance(tree, Mapping):
+        return ("mapping", tuple((k, form_of(v)) for k, v in tree.items()))
+    if isinstance(tree, (list, tuple)):
+        return (type(tree), tuple(form_of(v) for v in tree))
+    try:
+        hash(tree)
+    except TypeError:
+        return ("object", id(tree))
+    return (type(tree), tree)
+
+
 def joined(trees: Sequence[Any]) -> Any:
     """Trees of one shape, concatenated along the rows."""
     first = trees[0]

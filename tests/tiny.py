@@ -195,9 +195,11 @@ def stable_diffusion_3() -> Case:
         pos_embed_max_size=96,
     ).eval()  # fmt: skip
     pipe = D.StableDiffusion3Pipeline(
-        transformer=redraw_zeros(network), vae=vae(shift_factor=0.06), scheduler=D.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        text_encoder=clip_text(projection=True), tokenizer=clip_tokenizer(), text_encoder_2=clip_text(1, projection=True),
-        tokenizer_2=clip_tokenizer(), text_encoder_3=t5_text(), tokenizer_3=t5_tokenizer(),
+        transformer=redraw_zeros(network), vae=vae(shift_factor=0.06),
+        scheduler=D.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=clip_text(projection=True), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_text(1, projection=True), tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_text(), tokenizer_3=t5_tokenizer(),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     call = dict(prompt=TWO_PROMPTS, guidance_scale=5.0, max_sequence_length=16, **_LATENT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from ...errors import UsageError
 from ..reduce import cosine
 from ..rule import Ask, Context, Guide, Modifier, changed, narrowed
@@ -13,7 +15,7 @@ from ..rule import Ask, Context, Guide, Modifier, changed, narrowed
 @dataclass(frozen=True)
 class Adaptive(Modifier):
     """Each row drops its second branch for the rest of the run after the step on which the cosine of the conditional
-    and unconditional predictions reaches `threshold`; dropped rows are not evaluated.
+    and unconditional (or weak) predictions reaches `threshold`; dropped rows are not evaluated.
 
     threshold: above 1 never drops, -1 drops after the first step. The right value belongs to a model: measure it with
     `pilotage.guidance.calibrate_adaptive`. space: "noise" (the paper's) or "denoised", where the cosine is taken.
@@ -23,25 +25,42 @@ class Adaptive(Modifier):
     space: str = "noise"
 
     order: ClassVar[int] = 30
-    passes: ClassVar[int] = 3
+    passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.space not in ("noise", "denoised"):
             raise UsageError(f"adaptive space {self.space!r} is unknown; use noise or denoised")
 
     def guide(self, ctx: Context) -> Guide:
-        on = ctx.recall(self, ctx.every_row)
-        if ctx.rows is not None:
-            on = on & ctx.rows
-        if not bool(on.any()):
-            ctx.keep(self, on)
-            ctx.log(guided_rows=on)
+        dropped = ctx.recall(self, torch.zeros_like(ctx.every_row))
+        on = ~dropped if ctx.rows is None else ctx.rows & ~dropped
+        ctx.log(guided_rows=on)
+        guided_rows = int(on.sum())  # the one read from the device
+        if guided_rows == 0:
+            ctx.log(scale=1.0)
             (cond,) = yield (Ask(),)
             return cond
-        inner = self.rule.guide(ctx.narrowed(on))
-        guided = yield from changed(inner, lambda ask: ask if ask == Ask() else narrowed(ask, on))
-        cond, uncond = yield Ask(), Ask("uncond", rows=on)  # both are known already, so this costs nothing
-        agreement = cosine(getattr(cond, self.space), getattr(uncond, self.space))
-        ctx.keep(self, on & (agreement < self.threshold))
-        ctx.log(guided_rows=on, agreement=agreement)
-        return guided.where(on, cond)
+        rows = None if guided_rows == len(on) else on
+        asked: set[Ask] = set()
+
+        def narrow(ask: Ask) -> Ask:
+            asked.add(ask)
+            return ask if rows is None or ask == Ask() else narrowed(ask, rows)
+
+        guided = yield from changed(self.rule.guide(ctx if rows is None else ctx.narrowed(rows)), narrow)
+        rival = Ask(self.rival, rows=rows)
+        if {Ask(), rival} <= asked:  # else the rule rested at this step, and so does the decision
+            cond, other = yield Ask(), rival  # both are known already, so this costs nothing
+            agreement = cosine(getattr(cond, self.space), getattr(other, self.space))
+            ctx.keep(self, dropped | (on & (agreement >= self.threshold)))
+            ctx.log(agreement=agreement)
+        if rows is None:
+            return guided
+        (cond,) = yield (Ask(),)
+        return guided.where(rows, cond)
+
+    @property
+    def rival(self) -> str:
+        """The branch that is compared with the conditional one: "uncond", or what the rule has in its place."""
+        others = [branch for branch in self.rule.needs if branch != "cond"]
+        return others[0] if others and "uncond" not in others else "uncond"

@@ -24,7 +24,7 @@ class Rescale(Modifier):
     space: str = "native"
 
     order: ClassVar[int] = 20
-    passes: ClassVar[int] = 3
+    passes: ClassVar[int] = 1  # in native space
 
     def __post_init__(self) -> None:
         if self.space not in ("native", "denoised", "noise"):
@@ -35,11 +35,12 @@ class Rescale(Modifier):
         if self.phi == 0:
             return guided
         (cond,) = yield (Ask(),)
+        if guided is cond:
+            return guided
         value = getattr(guided, self.space)
         factor = safe_ratio(deviation(getattr(cond, self.space)), deviation(value))
         scaled = value * ctx.column(1 + self.phi * (factor - 1).where(factor > 0, 0.0))
-        made = guided.like(scaled) if self.space == "native" else getattr(guided, f"with_{self.space}")(scaled)
-        return made
+        return guided.like(scaled) if self.space == "native" else getattr(guided, f"with_{self.space}")(scaled)
 
 
 def deviation(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from ...errors import UsageError, nearest
 from ..rule import Context, Guide, Modifier, Rule
@@ -28,7 +28,8 @@ class WeightSchedule(Modifier):
     """Vary the scale of the wrapped rule over the run, keeping its mean: scale_t = 1 + shape(tau) (scale - 1).
 
     shape: constant (off), linear, cosine (rising: recommended), invlinear, sine (falling), v, lambda.
-    floor: the scale is at least this. tau is taken at the middle of each step, so the mean over a run is exact.
+    floor: the scale is at least this. tau is taken at the middle of each step, so the mean over a run is the scale
+    (exactly, but for v and lambda with an odd number of steps: within 1/steps^2).
     The paper leaves open whether scale or scale - 1 is scheduled; this is the reading that never falls below 1.
     """
 
@@ -41,8 +42,12 @@ class WeightSchedule(Modifier):
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise UsageError(f"unknown weight schedule {self.shape!r}: {nearest(self.shape, SHAPES)}")
+        if self.inner is not None:
+            scaled_rule(self.inner, 1.0, self.floor)  # refuses a rule without a scale now rather than in the run
 
     def guide(self, ctx: Context) -> Guide:
+        if self.inner is None or self.shape == "constant":
+            return (yield from self.rule.guide(ctx))
         factor = SHAPES[self.shape]((ctx.step + 0.5) / ctx.steps)
         return (yield from scaled_rule(self.rule, factor, self.floor).guide(ctx))
 
@@ -56,7 +61,7 @@ def scaled_rule(rule: Rule, factor: float, floor: float) -> Rule:
     scale: Scale | None = getattr(rule, "scale", None)
     if scale is None:
         raise UsageError(f"{type(rule).__name__} has no scale to schedule; use it with cfg, apg or cfg++:scale=...")
-    return replace(rule, scale=_moved(scale, factor, floor))  # type: ignore[call-arg]
+    return replace(cast(Any, rule), scale=_moved(scale, factor, floor))
 
 
 def _moved(scale: Scale, factor: float, floor: float) -> Scale:

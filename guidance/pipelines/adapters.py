@@ -1,13 +1,16 @@
 """One row for each pipeline class. To add one, copy the row of the nearest relative and add it to the test.
 
-Facts to find in the pipeline's `__call__`: the order of the branches, which arguments of the network have a row a sample,
-and which setting makes the pipeline prepare its negative branch.
+Facts to find in the pipeline's `__call__`: the order of the branches, which arguments of the network have a row a
+sample, and which setting makes the pipeline prepare its negative branch.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+
+from torch import Tensor
 
 from .adapter import Adapter, Arguments
 
@@ -33,7 +36,13 @@ _SDXL = replace(_UNET, conditioned_by=("encoder_hidden_states", "added_cond_kwar
 def _null_class(pipe: Any, arguments: Arguments) -> bool:
     """DiT keeps its flag in a local variable; the guided call ends with the null class."""
     labels = arguments["class_labels"]
-    return len(labels) % 2 == 0 and int(labels[-1]) == pipe.transformer.config.num_embeds_ada_norm
+    return len(labels) % 2 == 0 and _last(labels) == pipe.transformer.config.num_embeds_ada_norm
+
+
+@lru_cache(maxsize=2)
+def _last(labels: Tensor) -> int:
+    """The last entry, read from the device once a run: every step brings the same tensor."""
+    return int(labels[-1])
 
 
 def _not_truncated(pipe: Any, arguments: Arguments) -> bool:

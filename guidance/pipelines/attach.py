@@ -1,9 +1,10 @@
 """attach: swap the rule under an unmodified diffusers call.
 
-Two seams. The *denoiser seam* (a forward hook) sees the batch that the pipeline prepared, evaluates what the rule asks for
-and nothing else. The *step seam* (`scheduler.step` on the instance) delivers: the stock step gets the rule's prediction, and,
-if the rule moved it, its x; the CFG++ shift is added; noise is drawn per picture; `after` is called once per outer step.
-Whatever the pipeline computed in between is overruled, which is exact because its own combination is affine.
+Two seams. The *denoiser seam* (the network's `forward`, shadowed on the instance) sees the batch that the pipeline
+prepared, evaluates what the rule asks for and nothing else. The *step seam* (`scheduler.step`, likewise) delivers: the
+stock step gets the rule's prediction, and, if the rule moved it, its x; the CFG++ shift is added; noise is drawn per
+picture; `after` is called once per outer step. Whatever the pipeline computed in between is overruled, which is exact
+because its own combination is affine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from ...errors import UsageError, nearest
@@ -24,9 +24,8 @@ from ..record import RunRecord
 from ..rule import Rule
 from .adapter import Adapter
 from .adapters import ADAPTERS
+from .shadow import Shadow, shadow_of
 from .steering import Steering
-
-_HOOK = "pilotage"
 
 
 def adapter_of(pipe: Any) -> Adapter:
@@ -46,8 +45,8 @@ class attach(AbstractContextManager):
 
     rule: a Rule, or a line such as "apg:scale=10 + interval:low=0.3". networks: further networks by branch name,
     {"weak": unet2}, called with the conditional inputs. seeds: one a picture; later noise is then drawn per picture, so
-    that a picture does not depend on its batch. rows_per_call: pad every network call to so many rows (bitwise equal
-    pictures whatever the batch). decode: denoised latents -> pictures, for rules that look at pictures.
+    that a picture does not depend on its batch. rows_per_call: pad or split every network call to so many rows (bitwise
+    equal pictures whatever the batch). decode: denoised latents -> pictures, for rules that look at pictures.
 
     Each call of the pipeline is a run of its own: memory and record start anew. Leaving the block restores everything,
     whatever happened inside.
@@ -71,6 +70,9 @@ class attach(AbstractContextManager):
         self.record = RunRecord()
         self.scheduler: Any = None
         self.steering: Steering | None = None
+        self._evaluating = False
+        if not isinstance(self.rule, Rule):
+            raise UsageError(f"attach takes a rule or a line such as 'cfg:scale=5', not {rule!r}")
         self._refuse_what_cannot_work()
 
     def _refuse_what_cannot_work(self) -> None:
@@ -86,8 +88,8 @@ class attach(AbstractContextManager):
         distilled = getattr(config, "time_cond_proj_dim", None) is not None
         if distilled and "uncond" in self.rule.needs:
             raise UsageError(
-                f"this {type(self.module).__name__} is guidance-distilled: its scale is an input and it has no negative "
-                "branch; use the rule 'none' and the pipeline's own guidance_scale, or autoguidance"
+                f"this {type(self.module).__name__} is guidance-distilled: its scale is an input and it has no "
+                "negative branch; use the rule 'none' and the pipeline's own guidance_scale, or autoguidance"
             )
 
     # -- results ------------------------------------------------------------------------------------------------------
@@ -109,92 +111,96 @@ class attach(AbstractContextManager):
     # -- installing ---------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> attach:
-        registry = HookRegistry.check_if_exists_or_initialize(self.module)
-        if registry.get_hook(_HOOK) is not None:
-            raise UsageError("a rule is already attached to this pipeline; leave its `with` block first")
-        self._hooked = self.module
-        self._install_hook()
-        self._wrap_scheduler()
+        if any(shadow_of(self.module, name) for name in ("forward", "_compiled_call_impl")):
+            raise UsageError("a rule is already attached to this pipeline's network; leave its `with` block first")
+        self._shadow_network()
+        self._shadow_scheduler()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._unwrap_scheduler()
-        HookRegistry.check_if_exists_or_initialize(self._hooked).remove_hook(_HOOK, recurse=False)
-        if self.steering is not None:
-            self.steering.close()
+        for shadow in (self._forward, *self._schedulers):
+            shadow.remove()
+        self._forget()
 
-    def _install_hook(self) -> None:
-        registry = HookRegistry.check_if_exists_or_initialize(self._hooked)
-        registry.register_hook(_Seam(self), _HOOK)
-        self._forward = self._hooked.forward
+    def _shadow_network(self) -> None:
+        self._forward = Shadow(self.module, entry_of(self.module), self._on_call)
 
-    def _wrap_scheduler(self) -> None:
-        """Shadow two methods on the instance; pipelines inspect their signatures, which `wraps` keeps."""
+    def _shadow_scheduler(self) -> None:
         self.scheduler = scheduler = self.pipe.scheduler
-        stock_step, stock_set = scheduler.step, scheduler.set_timesteps
+        self._schedulers = (
+            Shadow(scheduler, "step", self._on_step),
+            Shadow(scheduler, "set_timesteps", self._on_set_timesteps),
+        )
 
-        @functools.wraps(stock_step)
-        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.steering is None or self.steering.idle:
-                return stock_step(model_output, timestep, sample, *args, **kwargs)
-            return self.steering.step(stock_step, model_output, timestep, sample, *args, **kwargs)
-
-        @functools.wraps(stock_set)
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            self._new_run()
-            return stock_set(*args, **kwargs)
-
-        scheduler.step, scheduler.set_timesteps = step, set_timesteps
-
-    def _unwrap_scheduler(self) -> None:
-        for name in ("step", "set_timesteps"):
-            self.scheduler.__dict__.pop(name, None)
-
-    def _new_run(self) -> None:
-        """A call of the pipeline begins: forget the last one, and see that the hook is still on (accelerate restores
-        the forward that it saved when its own hook is removed)."""
+    def _forget(self) -> None:
         if self.steering is not None:
             self.steering.close()
         self.steering = None
+
+    def _new_run(self) -> None:
+        """A call of the pipeline begins: forget the last one, and see that the seam is still there (accelerate restores
+        the forward that it saved when its own hook is removed; the user may exchange or compile the network)."""
+        self._forget()
         self.record = RunRecord()
-        if self._hooked.forward is not self._forward:
-            registry = HookRegistry.check_if_exists_or_initialize(self._hooked)
-            registry.remove_hook(_HOOK, recurse=False)
-            self._install_hook()
+        seam = self._forward
+        if seam.target is not self.module or seam.name != entry_of(self.module) or not seam.reached:
+            seam.remove()
+            self._shadow_network()
 
-    # -- the denoiser seam --------------------------------------------------------------------------------------------
+    # -- the seams ----------------------------------------------------------------------------------------------------
 
-    def call(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The hooked network call: returns what the pipeline expects of it."""
+    def _on_set_timesteps(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        self._new_run()
+        return stock(*args, **kwargs)
+
+    def _on_call(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The network is called: what the pipeline expects of it."""
+        if self._evaluating:  # by us, as the network of another branch
+            return original(*args, **kwargs)
         if self.pipe.scheduler is not self.scheduler:  # the user exchanged it inside the block
-            self._unwrap_scheduler()
-            self._wrap_scheduler()
+            for shadow in self._schedulers:
+                shadow.remove()
+            self._shadow_scheduler()
             self._new_run()
         if self.steering is None:
-            self.steering = Steering(self, original)
-        return self.steering.call(original, args, kwargs)
+            self.steering = Steering(self)
+        self._evaluating = True
+        try:
+            return self.steering.call(original, args, kwargs)
+        finally:
+            self._evaluating = False
+
+    def _on_step(
+        self, stock: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.steering is None:
+            raise UsageError(
+                f"the scheduler steps, but {type(self.pipe).__name__}.{self.adapter.network} was not called through "
+                "the attached rule; attach after the network is exchanged or wrapped"
+            )
+        if self.steering.idle:
+            return stock(model_output, timestep, sample, *args, **kwargs)
+        return self.steering.step(stock, model_output, timestep, sample, *args, **kwargs)
 
 
-class _Seam(ModelHook):
-    def __init__(self, owner: attach):
-        super().__init__()
-        self.owner = owner
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.owner.call(self.fn_ref.original_forward, args, kwargs)
+def entry_of(module: nn.Module) -> str:
+    """Where a call of the module enters. After `module.compile()` that is no longer `forward`: a seam there would be
+    traced by the compiler instead of standing before it."""
+    return "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
 
 
 @functools.cache
-def forward_signature(cls: type) -> inspect.Signature:
-    """Signature of a network class's forward, without self."""
-    signature = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+def argument_names(cls: Any) -> tuple[str, ...]:
+    """Of a network class's forward, without self."""
+    return tuple(inspect.signature(cls.forward).parameters)[1:]
 
 
-def bound_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments by name."""
-    inner = getattr(module, "_orig_mod", module)
+    if not args:
+        return dict(kwargs)
+    inner: Any = getattr(module, "_orig_mod", module)
     if hasattr(inner, "get_base_model"):  # peft
         inner = inner.get_base_model()
-    bound = forward_signature(type(inner)).bind(*args, **kwargs)
-    return dict(bound.arguments)
+    cls: Any = type(inner)
+    return {**dict(zip(argument_names(cls), args, strict=False)), **kwargs}

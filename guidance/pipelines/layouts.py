@@ -16,16 +16,17 @@ from .adapter import Adapter, Arguments
 @dataclass(frozen=True)
 class Layout:
     """channels: of x; further channels of the input (mask, picture) and of the output (learned sigma) are kept apart.
-    None where x is packed into tokens."""
+    None where x is packed into tokens. given: channels of the output."""
 
     adapter: Adapter
     channels: int | None
+    given: int | None
 
     @classmethod
     def of(cls, adapter: Adapter, module: Any) -> Layout:
         taken = getattr(module.config, "in_channels", None)
         given = getattr(module.config, "out_channels", None) or taken
-        return cls(adapter, min(taken, given) if taken and given else None)
+        return cls(adapter, min(taken, given) if taken and given else None, given)
 
     @property
     def listed(self) -> bool:
@@ -70,7 +71,10 @@ class Layout:
         if self.listed:
             answer: Any = list(native.unsqueeze(2)) * copies
         else:
-            native = native if rest is None else torch.cat([native, rest], 1)
+            lacking = 0 if self.channels is None or self.given is None else self.given - self.channels
+            if lacking > 0 and native.dim() >= 4:
+                rest = rest if rest is not None else native.new_zeros(len(native), lacking, *native.shape[2:])
+                native = torch.cat([native, rest.to(native.dtype)], 1)
             answer = native if copies == 1 else native.repeat(copies, *[1] * (native.dim() - 1))
         return Transformer2DModelOutput(sample=answer) if arguments.get("return_dict", True) else (answer,)
 
@@ -83,7 +87,7 @@ def pick(tensor: Tensor, index: Sequence[int]) -> Tensor:
 
 
 def is_range(index: Sequence[int]) -> bool:
-    return all(b - a == 1 for a, b in zip(index, index[1:], strict=False))
+    return isinstance(index, range) or all(b - a == 1 for a, b in zip(index, index[1:], strict=False))
 
 
 def pick_rows(tree: Any, index: Sequence[int], rows: int, listed: bool = False) -> Any:

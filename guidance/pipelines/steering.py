@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ from ...errors import UsageError
 from ...samplers.prediction import Parameterization, Prediction, predicted_by, working_precision
 from ...samplers.schedule import Level, from_scheduler
 from ...samplers.stock import Call, calls_of, keeps_scaled
-from ..dialogue import Dialogue, Wanted
+from ..dialogue import Dialogue, Wanted, grad_mode
 from ..memory import Memory
-from ..rule import Ask, Context, Point, Rule
+from ..rule import Ask, Context, Rule, Unguided
 from .adapter import Arguments
-from .layouts import Layout, match_time, pick_rows
+from .layouts import Layout, is_range, match_time, pick, pick_rows
 
 if TYPE_CHECKING:
     from .attach import attach
@@ -38,15 +37,15 @@ class Inputs:
     def batch(self) -> int:
         return self.rows // len(self.branches)
 
-    def indices(self, branch: str, rows: Tensor | None) -> list[int]:
+    def indices(self, branch: str, rows: Tensor | None) -> Sequence[int]:
         start = self.branches.index(branch) * self.batch
-        return list(range(start, start + self.batch)) if rows is None else [start + int(i) for i in rows]
+        return range(start, start + self.batch) if rows is None else [start + i for i in rows.tolist()]
 
 
 class Steering:
     """The state of one run. `call` is the denoiser seam, `step` the step seam."""
 
-    def __init__(self, owner: attach, original: Any):
+    def __init__(self, owner: attach):
         self.owner, self.adapter, self.record = owner, owner.adapter, owner.record
         scheduler = owner.scheduler
         self.schedule, self.kind = from_scheduler(scheduler), predicted_by(scheduler)
@@ -59,7 +58,9 @@ class Steering:
         self.memory = Memory()
         self.inputs: list[Inputs] = []
         self.dialogue: Dialogue | None = None
-        self.original = original
+        self.held: set[str] = set()  # branches that the pipeline has prepared in this run
+        self.original: Any = None  # the network's own forward
+        self.whole: Any = None  # its output, where the call was the very one that the pipeline made
         self.extra: Tensor | None = None  # further output channels of the conditional rows (learned sigma)
 
     @property
@@ -70,17 +71,17 @@ class Steering:
     def close(self) -> None:
         if self.dialogue is not None:
             self.dialogue.close()
-        self.dialogue, self.inputs = None, []
+        self.dialogue, self.inputs, self.whole = None, [], None
 
     # -- the denoiser seam --------------------------------------------------------------------------------------------
 
     def call(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        from .attach import bound_arguments
+        from .attach import named_arguments
 
-        self.original = original
-        arguments = bound_arguments(self.owner.module, args, kwargs)
-        inputs = self._read(arguments)
+        self.original, self.whole = original, None
+        inputs = self._read(named_arguments(self.owner.module, args, kwargs))
         self.inputs.append(inputs)
+        self.held.update(inputs.branches)
         if self.dialogue is None:
             self.dialogue = self._open(inputs)
         try:
@@ -110,30 +111,41 @@ class Steering:
         call = self.calls[self.position]
         index = inputs.indices("cond", None)
         x = self._unscaled(working_precision(self.layout.x_of(inputs.arguments, index)), call)
+        if self.owner.noise is not None and len(self.owner.noise.seeds) != len(x):
+            raise UsageError(f"{len(self.owner.noise.seeds)} seeds for {len(x)} pictures; give one seed a picture")
         ctx = Context(
             x,
             call.level,
-            self._start_of(call),
+            self.calls[self.position - call.stage].level,
             call.goal,
             call.step,
             self.calls[-1].step + 1,
             call.stage,
             self.schedule,
             self.memory.seen_at(call.stage),
-            record=self.record.open_step(call.level.rho) if call.stage == 0 else {},
+            record=self.record.open_step(call.step, call.level.rho) if call.stage == 0 else {},
             decode=self.owner.decode,
         )
-        return Dialogue(self.owner.rule, ctx, self.record.evaluations)
+        rule = self.owner.rule
+        if self._switched_off(inputs, rule):
+            ctx.log(scale=1.0)
+            rule = Unguided()
+        return Dialogue(rule, ctx, self.record.evaluations)
 
-    def _start_of(self, call: Call) -> Level:
-        assert self.position is not None
-        return self.calls[self.position - call.stage].level
+    def _switched_off(self, inputs: Inputs, rule: Rule) -> bool:
+        """Did the pipeline guide earlier in this run and has now stopped (a callback, a truncation of its own)? Then
+        the rest of the run is unguided, as it is without `attach`."""
+        if self.adapter.layout == "in turn":
+            return False
+        return any(branch in self.held and branch not in inputs.branches for branch in rule.needs)
 
     def _unscaled(self, x: Tensor, call: Call) -> Tensor:
         """x from what the network is given; EDM schedulers hand it c_in x."""
-        if not self.kind.name.startswith("edm"):
-            return x
-        return x * math.hypot(call.level.sigma, self.owner.scheduler.config.sigma_data)
+        return x * self._input_scale(call.level) if self.kind.name.startswith("edm") else x
+
+    def _input_scale(self, level: Level) -> float:
+        """1 / c_in of EDM preconditioning."""
+        return math.hypot(level.sigma, self.owner.scheduler.config.sigma_data)
 
     def _first_position(self, inputs: Inputs) -> int:
         """Image-to-image starts inside the list: by the scheduler's index, else by the time of the first call."""
@@ -162,59 +174,101 @@ class Steering:
     # -- evaluating ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self, wanted: Sequence[Wanted]) -> Iterator[tuple[Tensor, Parameterization]]:
-        """Answers in order. Asks of one network and point share a call, their rows in the pipeline's own order, so that a
-        full round is the very call that the pipeline would have made."""
-        groups: dict[Any, list[tuple[int, list[int]]]] = {}
+        """Answers in order. Asks of one network and point share a call, their rows in the pipeline's own order, so that
+        a full round is the very call that the pipeline would have made."""
+        groups: dict[Any, tuple[Inputs, list[tuple[int, Sequence[int]]]]] = {}
         for i, w in enumerate(wanted):
             source = next(n for n, inputs in enumerate(self.inputs) if self._branch_of(w.ask) in inputs.branches)
             network = w.ask.branch if w.ask.branch in self.owner.networks else None
-            index = self.inputs[source].indices(self._branch_of(w.ask), w.rows)
-            groups.setdefault((source, network, w.ask.at, w.ask.edit, w.ask.patch, w.ask.grad), []).append((i, index))
+            with grad_mode(w.ask.grad):
+                inputs = self._edited(self.inputs[source], self._branch_of(w.ask), w.ask.edit)
+            index = inputs.indices(self._branch_of(w.ask), w.rows)
+            key = source, network, w.ask.at, w.ask.edit and w.ask, w.ask.patch, w.ask.grad
+            groups.setdefault(key, (inputs, []))[1].append((i, index))
         answers: dict[int, Tensor] = {}
-        for (source, network, *how), members in groups.items():
+        for (_, network, at, _, patch, grad), (inputs, members) in groups.items():
             members.sort(key=lambda member: member[1][0])
-            rows = [row for _, index in members for row in index]
+            rows = members[0][1] if len(members) == 1 else [row for _, index in members for row in index]
             points = [wanted[i].rows for i, _ in members]
-            native = self._call(self.inputs[source], network, how, rows, points)
             sizes = [len(index) for _, index in members]
-            answers |= zip((i for i, _ in members), native.split(sizes), strict=True)
+            with grad_mode(grad):
+                native = self._rows(inputs, network, at, patch, rows, points)
+                answers |= zip((i for i, _ in members), native.split(sizes), strict=True)
         return iter((answers[i], self.kind) for i in range(len(wanted)))
 
-    def _call(self, inputs: Inputs, name: str | None, how: list[Any], rows: list[int], points: list[Any]) -> Tensor:
-        at, edit, patch, grad = how
-        padded = rows + rows[-1:] * max(0, (self.owner.rows_per_call or 0) - len(rows))
-        arguments = self._arguments(inputs, padded)
-        if edit is not None:
-            arguments |= edit({k: arguments[k] for k in self.adapter.conditioned_by})
-        if at is not None:
-            arguments = self._moved(arguments, at, points, len(padded))
-        module = self.owner.networks[name] if name else self.owner.module
-        with torch.enable_grad() if grad else nullcontext(), patch.on(module) if patch else nullcontext():
-            output = (module if name else self.original)(**arguments)
-        native, extra = self.layout.native_of(output)
-        if extra is not None and name is None:
-            start = rows.index(first) if (first := inputs.indices("cond", None)[0]) in rows else None
-            self.extra = self.extra if start is None else extra[start : start + inputs.batch]
-        return working_precision(native[: len(rows)])
+    def _edited(self, inputs: Inputs, branch: str, edit: Any) -> Inputs:
+        """The inputs of one branch with its conditioning edited: always of all its rows, so that an edit that draws
+        per picture does not depend on which rows are evaluated."""
+        if edit is None:
+            return inputs
+        arguments = self._arguments(inputs, inputs.indices(branch, None))
+        edited = edit({k: arguments[k] for k in self.adapter.conditioned_by})
+        return Inputs({**arguments, **edited}, (branch,), inputs.batch)
 
-    def _arguments(self, inputs: Inputs, rows: list[int]) -> Arguments:
-        if rows == list(range(inputs.rows)):
-            return dict(inputs.arguments)
+    def _rows(
+        self, inputs: Inputs, name: str | None, at: Any, patch: Any, rows: Sequence[int], points: list[Any]
+    ) -> Tensor:
+        """The network's native output for these rows of the inputs, in calls of `rows_per_call`."""
+        x = None if at is None else torch.cat([at.x if index is None else at.x[index] for index in points])
+        size = self.owner.rows_per_call or len(rows)
+        natives, extras = [], []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            lacking = size - len(part)
+            arguments = self._arguments(inputs, [*part, *[part[-1]] * lacking] if lacking else part)
+            if x is not None:
+                here = x[start : start + size]
+                here = torch.cat([here, here[-1:].expand(lacking, *here.shape[1:])]) if lacking else here
+                arguments = self._moved(arguments, at.level, here)
+            output = self._call(name, patch, arguments)
+            if arguments is self.inputs[-1].arguments and name is None and patch is None:
+                self.whole = output
+            native, extra = self.layout.native_of(output)
+            natives.append(native[: len(part)])
+            extras.append(extra)
+        further = [extra for extra in extras if extra is not None]
+        if further and name is None and at is None:
+            self._keep_extra(torch.cat(further), inputs, rows)
+        return working_precision(natives[0] if len(natives) == 1 else torch.cat(natives))
+
+    def _call(self, name: str | None, patch: Any, arguments: Arguments) -> Any:
+        network = self.owner.networks[name] if name else self.original
+        if patch is None:
+            return network(**arguments)
+        with patch.on(network if name else self.owner.module):
+            return network(**arguments)
+
+    def _keep_extra(self, extra: Tensor, inputs: Inputs, rows: Sequence[int]) -> None:
+        wanted = inputs.indices("cond", None) if "cond" in inputs.branches else ()
+        places = {row: place for place, row in enumerate(rows)}
+        if wanted and all(row in places for row in wanted):
+            self.extra = pick(extra, [places[row] for row in wanted])
+
+    def _arguments(self, inputs: Inputs, rows: Sequence[int]) -> Arguments:
+        if len(rows) == inputs.rows and is_range(rows):
+            return inputs.arguments
         batched, listed = self.adapter.batched, self.layout.listed
         return {k: pick_rows(v, rows, inputs.rows, listed) if k in batched else v for k, v in inputs.arguments.items()}
 
-    def _moved(self, arguments: Arguments, at: Point, points: list[Any], rows: int) -> Arguments:
+    def _moved(self, arguments: Arguments, level: Level, x: Tensor) -> Arguments:
         """The same rows at another x and level."""
-        x = torch.cat([at.x if index is None else at.x[index] for index in points])
-        x = torch.cat([x, x[-1:].expand(rows - len(x), *x.shape[1:])])
         time = arguments[self.adapter.time]
-        value = self.adapter.network_time(at.level.time)
-        time = torch.full_like(time, value) if isinstance(time, Tensor) and time.is_floating_point() else value
+        value = self.adapter.network_time(level.time)
+        if isinstance(time, Tensor):  # whole numbers become floats: the level may lie between two of them
+            dtype = time.dtype if time.is_floating_point() else torch.float32
+            time = torch.full(time.shape, value, dtype=dtype, device=time.device)
+        else:
+            time = value
+        if self.kind.name.startswith("edm"):
+            x = x / self._input_scale(level)
         return self.layout.with_x({**arguments, self.adapter.time: time}, x)
 
     def _answer(self, inputs: Inputs, result: Prediction | None) -> Any:
-        """What the pipeline gets back: the same prediction for each branch of this call."""
+        """What the pipeline gets back: the output of its own call if it was made, for whatever it does with that is
+        overruled at the step; else the same prediction for each branch."""
         assert self.dialogue is not None
+        if self.whole is not None:
+            return self.whole
         prediction = result or self.dialogue.known("cond")
         native = prediction.native if prediction is not None else self.dialogue.ctx.x
         sample = inputs.arguments[self.adapter.sample]
@@ -238,15 +292,22 @@ class Steering:
             sample = tiled(self._to_state(own.x, call.level), copies).to(sample.dtype)
         if self.owner.noise is not None and self.takes_generator:
             kwargs["generator"] = self.owner.noise.generators("step", self.position or 0) * copies
-        if result.base is not None and hasattr(self.owner.scheduler, "last_sample"):
-            self.owner.scheduler.last_sample = None  # a corrector would undo the shift: predictor only
+        if result.base is not None or own.x is not dialogue.ctx.x:
+            self._predict_only()
         out = stock(tiled(own.native, copies).to(model_output.dtype), timestep, sample, *args, **kwargs)
         before = out[0] if isinstance(out, tuple) else out.prev_sample
         after = self._finished(before, result, dialogue.ctx, call, copies)
-        self._close_call(dialogue, call)
+        if after is not before:
+            self._predict_only()
+        self._close_call(dialogue)
         if after is before:
             return out
         return (after, *out[1:]) if isinstance(out, tuple) else replace_sample(out, after)
+
+    def _predict_only(self) -> None:
+        """A corrector (UniPC, SA) rebuilds the sample from its history, which would undo what the rule did to it."""
+        if getattr(self.owner.scheduler, "last_sample", None) is not None:
+            self.owner.scheduler.last_sample = None
 
     def _finished(self, x: Tensor, result: Prediction, ctx: Context, call: Call, copies: int) -> Tensor:
         """x at the end of an outer step: shifted by alpha' (denoised - base.denoised), then moved by the rule."""
@@ -255,19 +316,20 @@ class Steering:
         if result.base is not None:
             shift = tiled(result.denoised - result.base.denoised, copies).to(x.dtype)
             x = torch.add(x, shift, alpha=1.0 if self.scaled else call.goal.alpha)
-        if type(self.owner.rule).after is not Rule.after:
+        if self.owner.rule.moves:
             rows = working_precision(x[: x.shape[0] // copies])
             at = rows * call.goal.alpha if self.scaled else rows
             ended = replace(ctx, x=at, level=call.goal, memory=self.memory.after(ctx).later)
-            moved = self._to_state(self.owner.rule.after(ended, at), call.goal)
-            x = tiled(moved, copies).to(x.dtype)
+            moved = self.owner.rule.after(ended, at)
+            if moved is not at:
+                x = tiled(self._to_state(moved, call.goal), copies).to(x.dtype)
         return x
 
     def _to_state(self, x: Tensor, level: Level) -> Tensor:
         """x in the units in which the pipeline keeps it."""
         return x / level.alpha if self.scaled else x
 
-    def _close_call(self, dialogue: Dialogue, call: Call) -> None:
+    def _close_call(self, dialogue: Dialogue) -> None:
         self.record.close_step(dialogue.ctx, dialogue)
         self.memory = self.memory.after(dialogue.ctx)
         self.position = (self.position or 0) + 1

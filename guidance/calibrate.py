@@ -1,0 +1,116 @@
+"""The threshold of adaptive guidance belongs to a model: measure it.
+
+    found = calibrate_adaptive(pipe, prompts, saving=0.25, rule="cfg:scale=5", num_inference_steps=20)
+    rule = guidance.parse(f"cfg:scale=5 + adaptive:threshold={found.threshold}")
+
+The prompts are run with full guidance while the agreement of the two branches is recorded. Dropping a row changes
+nothing
+about it before the drop, so what any threshold would have saved on these prompts is known exactly from one run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .compose import compose
+from .grammar import parse
+from .modifiers.adaptive import Adaptive
+from .rule import Rule
+
+_NEVER = 2.0  # a cosine never reaches it
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """threshold: for `Adaptive`. saving: the share of full guidance's evaluations that it saves on these runs.
+    last_guided: (B,) index of the last guided step of each. agreements: (steps, B)."""
+
+    threshold: float
+    saving: float
+    last_guided: Tensor
+    agreements: Tensor
+
+
+def calibrate_adaptive(
+    pipe: Any,
+    prompts: Sequence[Any],
+    *,
+    saving: float = 0.25,
+    rule: Rule | str = "cfg:scale=7.5",
+    space: str = "noise",
+    batch_size: int = 8,
+    argument: str = "prompt",
+    networks: Mapping[str, nn.Module] | None = None,
+    **call: Any,
+) -> Calibration:
+    """The highest (most cautious) threshold that saves at least `saving` of the evaluations on these prompts.
+
+    saving: of two branches at most just under a half can be saved. argument: the name under which the pipeline takes
+    the prompts ("class_labels" for DiT). call: further arguments of the pipeline; what switches its guidance on is
+    added. The threshold depends on model, sampler, number of steps and scale: calibrate with those that will be used.
+    """
+    from .pipelines import attach
+
+    if not prompts:
+        raise UsageError("no prompts to calibrate with; give at least one, better thirty")
+    plain = parse(rule) if isinstance(rule, str) else rule
+    watched = compose(plain, Adaptive(threshold=_NEVER, space=space))
+    runs = []
+    for start in range(0, len(prompts), batch_size):
+        with attach(pipe, watched, networks) as run:
+            given = {argument: list(prompts[start : start + batch_size]), "output_type": "latent", **call}
+            pipe(**{**dict(run.adapter.on_settings), **given})
+        runs.append(agreements_of(run.steps))
+    return choose_threshold(torch.cat(runs, dim=1), saving)
+
+
+def agreements_of(steps: Sequence[Mapping[str, Any]]) -> Tensor:
+    """(steps, B) in float64 from the records of a run with `Adaptive`; steps on which the rule rested count as -1."""
+    rows = [step.get("agreement") for step in steps]
+    known = next((r for r in rows if r is not None), None)
+    if known is None:
+        raise UsageError("this run recorded no agreement; run it with an adaptive modifier, and guidance on")
+    return torch.stack([torch.full_like(known, -1.0) if r is None else r for r in rows]).double().cpu()
+
+
+def choose_threshold(agreements: Tensor, saving: float) -> Calibration:
+    """The highest threshold that saves at least the share `saving` of the evaluations of two branches.
+
+    agreements: (steps, B) of runs with full guidance. A row that reaches the threshold at step i (of N, from 0) is
+    guided up to i and saves N - 1 - i of 2 N evaluations. The threshold is put half-way to the next lower agreement, so
+    that rounding does not flip a decision.
+    """
+    steps = len(agreements)
+    most = (steps - 1) / (2 * steps)
+    if not 0 < saving <= most:
+        raise UsageError(
+            f"saving={saving} cannot be had: dropping one of two branches after the first of {steps} steps saves "
+            f"{most:.3f}; give a share above 0 and up to that"
+        )
+    highest = torch.cummax(agreements.double(), dim=0).values  # reached by step i
+    values = torch.unique(highest)  # ascending; saving falls as the threshold rises
+    low, high = 0, len(values) - 1  # the lowest value saves the most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _saved(highest, float(values[middle])) >= saving - 1e-12:
+            low = middle
+        else:
+            high = middle - 1
+    below = float(values[low - 1]) if low > 0 else -math.inf
+    threshold = (max(below, -1.0) + float(values[low])) / 2
+    last = (highest < threshold).sum(dim=0).clamp(max=steps - 1)
+    return Calibration(threshold, _saved(highest, threshold), last, agreements)
+
+
+def _saved(highest: Tensor, threshold: float) -> float:
+    """Share of the evaluations of two branches that this threshold saves."""
+    steps = len(highest)
+    guided = ((highest < threshold).sum(dim=0) + 1).clamp(max=steps)
+    return float((steps - guided).double().mean()) / (2 * steps)

@@ -7,22 +7,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .apg import APG
+    from .attention.nag import NAG
+    from .attention.nasa import NASA
+    from .attention.pag import PAG
+    from .attention.sag import SAG
+    from .attention.seg import SEG
+    from .attention.slg import SLG
+    from .attention.tpg import TPG
     from .autoguidance import Autoguidance
     from .calibrate import calibrate_adaptive
     from .cfg import CFG
+    from .cfg_mp import CFGMP
+    from .cfg_zero import CFGZero
     from .cfgpp import CFGPP
+    from .composable import Composable
     from .compose import Sum, compose
-    from .explain import explain
+    from .explanation import explain
+    from .fdg import FDG
+    from .feedback import FeedbackGuidance
+    from .gfcg import GFCGReconstruction
+    from .gradient.classifier import ClassifierGuidance
+    from .gradient.dps import DPS
+    from .gradient.elucd import EluCD
+    from .gradient.freedom import FreeDoM
+    from .gradient.greedy import Greedy
+    from .gradient.lgd import LGD
+    from .gradient.mpgd import MPGD
+    from .gradient.tfg import TFG
+    from .gradient.ugd import UGD
     from .grammar import make, parse, spell
     from .guided import Guided
     from .image_cfg import ImageCFG
+    from .mambo import MamboG
     from .modifiers.adaptive import Adaptive
+    from .modifiers.cads import CADS
+    from .modifiers.higs import HiGS
+    from .modifiers.icg import ICG
     from .modifiers.interval import Interval
+    from .modifiers.linear import LinearAG, LinearCoefficients, LinearFit, Watch
     from .modifiers.rescale import Rescale
     from .modifiers.schedule import WeightSchedule
+    from .modifiers.threshold import DynamicThreshold
+    from .perp_neg import PerpNeg
     from .pipelines import attach
+    from .rectified import RectifiedCFGPP
     from .registry import RULES
     from .rule import Ask, Context, Modifier, Point, Rule, Unguided, changed, together
+    from .sega import SEGA
+    from .tcfg import TCFG
 
 _WHERE = {
     "APG": "apg",
@@ -32,7 +64,7 @@ _WHERE = {
     "CFGPP": "cfgpp",
     "Sum": "compose",
     "compose": "compose",
-    "explain": "explain",
+    "explain": "explanation",
     "make": "grammar",
     "parse": "grammar",
     "spell": "grammar",
@@ -42,6 +74,41 @@ _WHERE = {
     "Interval": "modifiers.interval",
     "Rescale": "modifiers.rescale",
     "WeightSchedule": "modifiers.schedule",
+    "CADS": "modifiers.cads",
+    "CFGMP": "cfg_mp",
+    "CFGZero": "cfg_zero",
+    "Composable": "composable",
+    "DynamicThreshold": "modifiers.threshold",
+    "FDG": "fdg",
+    "FeedbackGuidance": "feedback",
+    "HiGS": "modifiers.higs",
+    "ICG": "modifiers.icg",
+    "LinearAG": "modifiers.linear",
+    "LinearCoefficients": "modifiers.linear",
+    "LinearFit": "modifiers.linear",
+    "MamboG": "mambo",
+    "PerpNeg": "perp_neg",
+    "RectifiedCFGPP": "rectified",
+    "SEGA": "sega",
+    "TCFG": "tcfg",
+    "Watch": "modifiers.linear",
+    "ClassifierGuidance": "gradient.classifier",
+    "DPS": "gradient.dps",
+    "EluCD": "gradient.elucd",
+    "FreeDoM": "gradient.freedom",
+    "GFCGReconstruction": "gfcg",
+    "Greedy": "gradient.greedy",
+    "LGD": "gradient.lgd",
+    "MPGD": "gradient.mpgd",
+    "TFG": "gradient.tfg",
+    "UGD": "gradient.ugd",
+    "NAG": "attention.nag",
+    "NASA": "attention.nasa",
+    "PAG": "attention.pag",
+    "SAG": "attention.sag",
+    "SEG": "attention.seg",
+    "SLG": "attention.slg",
+    "TPG": "attention.tpg",
     "attach": "pipelines",
     "RULES": "registry",
     "Ask": "rule",

@@ -1,0 +1,5 @@
+"""`python -m pilotage.cli`"""
+
+from .main import main
+
+main()

@@ -1,0 +1,73 @@
+"""Progress with time left, on stderr, when somebody is looking."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from ..generation.pictures import Sample
+
+
+class PictureProgress:
+    """A bar in units of pictures that also moves with the steps of a batch."""
+
+    def __init__(self, batch_size: int):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.batch_size, self.made, self.total = batch_size, 0, 0
+        self.task: Any = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def begin(self, label: str, finished: int, total: int) -> None:
+        """A new bar of so many pictures, some of them there already."""
+        self.made, self.total = finished, total
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(label, total=total, completed=finished)
+
+    def step(self, done: int, of: int) -> None:
+        """A step of the present batch is done."""
+        share = min(self.batch_size, self.total - self.made) * done / max(1, of)
+        self._show(self.made + share)
+
+    def picture(self, sample: Sample) -> None:
+        self.made += 1
+        self._show(self.made)
+
+    def text(self, label: str) -> None:
+        if self.task is not None:
+            self.bar.update(self.task, description=label)
+
+    def _show(self, completed: float) -> None:
+        if self.task is not None:
+            shown = self.bar.tasks[-1].completed
+            self.bar.update(self.task, completed=max(shown, completed))

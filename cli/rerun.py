@@ -1,0 +1,42 @@
+"""pilotage rerun"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def rerun(
+    picture: Annotated[Path, typer.Argument(help="A PNG that pilotage wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new file; NAME-rerun.png beside the old one without it.")
+    ] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, for a variation.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings and stop.")] = False,
+) -> None:
+    """Make a picture again from its PNG alone, and compare the pixels.
+
+    pilotage rerun runs/two-red-stars-on-navy-1f0c9a2b/000000.png
+
+    pilotage rerun 000017.png --set guidance=apg -o variation.png
+    """
+    from ..generation.metadata import read_png
+    from ..generation.repeat import rerun as again
+    from ..generation.repeat import spec_of
+    from ..generation.settings import read_set
+    from .console import say_notes
+
+    changes = read_set(assignments or [])
+    if dry_run:
+        print(spec_of(read_png(picture)[0], changes).as_yaml(), end="")
+        return
+    done = again(picture, changes, output)
+    say_notes(done.notes)
+    if done.largest is None:
+        print(f"{done.file}: a variation")
+    elif done.largest == 0:
+        print(f"{done.file}: the same pixels")
+    else:
+        print(f"{done.file}: {done.changed_values} pixel values differ, by {done.largest} of 255 at most")

@@ -1,0 +1,203 @@
+"""RunSpec: what a run is. One model is the YAML file, the target of `--set`, the PNG metadata and the resume key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from ..errors import UsageError, nearest
+from .seeds import Seed, read_seeds, spell_seeds
+
+# What a run may differ in without its pictures differing.
+NOT_IDENTITY = ("output", "preview_every", "allow_download")
+
+
+def _as_texts(value: Any) -> Any:
+    """One prompt may stand alone; YAML reads a bare 3 as a number."""
+    return [str(v) for v in ([value] if isinstance(value, (str, int, float)) else value or [])]
+
+
+def _as_guidance(value: Any, info: ValidationInfo) -> str:
+    """The line with what the model's own measurements add to it, such as the threshold of adaptive guidance."""
+    from ..guidance.grammar import parse, spell
+    from .models import guidance_defaults
+
+    measured = guidance_defaults(info.data.get("model", "embedded"))
+    return spell(parse(str(value), measured), always=measured)
+
+
+def _as_sampler(value: Any) -> str:
+    from ..registry import lookup
+    from ..samplers.registry import SAMPLERS
+
+    if value != "stock":
+        lookup("samplers", SAMPLERS, str(value), "sampler")
+    return str(value)
+
+
+def _as_grid(value: Any) -> str | None:
+    from ..registry import lookup
+    from ..samplers.grids import GRIDS
+
+    if value is not None:
+        lookup("grids", GRIDS, str(value), "grid")
+    return value if value is None else str(value)
+
+
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(read_seeds), PlainSerializer(spell_seeds)]
+Size = Annotated[int | None, Field(ge=8, multiple_of=8, le=16384)]
+
+
+class RunSpec(BaseModel):
+    """Every setting of a run. Unknown keys are refused; what is missing gets a default that suits the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
+
+    # what is drawn
+    prompts: Annotated[tuple[str, ...], BeforeValidator(_as_texts)] = ()
+    negative: str | None = Field(
+        None, description="what should not be there; needs a rule with an unconditional branch"
+    )
+    seeds: Seeds = (0,)
+    paired: bool = Field(False, description="the first prompt with the first seed, and so on, not all with all")
+    width: Size = None
+    height: Size = None
+    image: str | None = Field(None, description="start from this picture")
+    strength: float = Field(0.8, gt=0, le=1, description="how much of the picture is redrawn")
+    mask: str | None = Field(None, description="white is redrawn; needs image")
+    # by whom
+    model: str = Field("embedded", description="embedded, a folder, or a hub id", min_length=1)
+    weak: str | None = Field(None, description="a weaker network for autoguidance: a folder of its own")
+    lora: str | None = Field(None, description="a LoRA: a safetensors file, a folder or a hub id")
+    lora_scale: float = 1.0
+    # how
+    guidance: Annotated[str, BeforeValidator(_as_guidance)] = "cfg:scale=5"
+    sampler: Annotated[str, BeforeValidator(_as_sampler)] = "dpmpp-2m"
+    grid: Annotated[str | None, BeforeValidator(_as_grid)] = None
+    steps: int = Field(30, ge=1, le=10_000)
+    call: dict[str, Any] = Field(default_factory=dict, description="further arguments of the pipeline's own call")
+    # where, and in what portions
+    batch_size: int = Field(8, ge=1, le=65_536)
+    exact: bool = Field(False, description="pad every batch, so that a picture is bitwise the same alone or in company")
+    rows_per_call: int | None = Field(None, ge=1, description="rows of every network call in exact mode")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda|cuda:\d+)$")
+    threads: int | None = Field(None, ge=1, le=4096)
+    output: str | None = None
+    preview_every: int = Field(0, ge=0, description="write preview.png every so many steps; 0 never")
+    allow_download: bool = False
+
+    def __init__(self, **settings: Any):
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise in_one_line(error, type(self)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_the_model(cls, given: Any) -> Any:
+        """Defaults that give a good picture with the embedded model; other models have presets."""
+        if isinstance(given, dict) and given.get("model", "embedded") == "embedded":
+            return {"guidance": "cfg:scale=3", "steps": 25} | given
+        return given
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.mask and not self.image:
+            raise UsageError("a mask needs the picture it belongs to; give image as well")
+        if self.image and int(self.steps * self.strength) < 1:
+            raise UsageError(f"strength {self.strength} of {self.steps} steps is no step at all; raise one of them")
+        if self.paired and len(self.prompts) not in (0, len(self.seeds)):
+            raise UsageError(f"paired needs as many seeds as prompts, not {len(self.seeds)} and {len(self.prompts)}")
+        return self
+
+    # -- the pictures ----------------------------------------------------------------------------------------
+
+    def pictures(self) -> list[tuple[str, Seed]]:
+        """(prompt, seed) of each picture, in the order of their numbers."""
+        if not self.prompts:
+            raise UsageError('no prompt, so no pictures; write for example pilotage generate "two red stars on navy"')
+        if self.paired:
+            return list(zip(self.prompts, self.seeds, strict=True))
+        return [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+    # -- other forms -----------------------------------------------------------------------------------------
+
+    def changed(self, **settings: Any) -> Self:
+        """The same with other settings, validated; dotted keys reach into `call`."""
+        return type(self)(**with_settings(self.plain(), settings))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON and YAML have it."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides how the pictures look."""
+        return {key: value for key, value in self.plain().items() if key not in NOT_IDENTITY}
+
+    def as_yaml(self) -> str:
+        """The resolved spec, without settings that are not in use."""
+        shown = {key: value for key, value in self.plain().items() if value not in (None, {}, [])}
+        return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
+
+
+def with_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested settings with changes; "a.b" reaches inside a."""
+    result = dict(base)
+    for key, value in changes.items():
+        first, dot, rest = key.partition(".")
+        if dot:
+            inner = result.get(first) or {}
+            if not isinstance(inner, Mapping):
+                raise UsageError(f"{key}: {first} has no settings inside; set {first} itself")
+            result[first] = with_settings(inner, {rest: value})
+        else:
+            result[first] = value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file; a run.yaml gives those of its run. Nothing is executed."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no settings file {path}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder; give a YAML file in it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {_reason(error)}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no settings; write lines such as steps: 25")
+    return found["spec"] if isinstance(found.get("spec"), dict) else found
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or "it is not text"
+
+
+def in_one_line(error: ValidationError, model: type[BaseModel]) -> UsageError:
+    """The first thing that pydantic found wrong, as a line with the fix."""
+    first = error.errors()[0]
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, UsageError):
+        return raised
+    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
+    if first["type"] == "extra_forbidden":
+        return UsageError(f"unknown key {name!r}: {nearest(name, model.model_fields)}")
+    wrong = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return UsageError(f"{name}: {wrong[0].lower()}{wrong[1:]}, not {first['input']!r}")

@@ -1,0 +1,96 @@
+"""Writing so that a file is either whole or not there, and saying in one line when the disk will not have it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UsageError
+
+PART = ".part"  # a file of this suffix is unfinished and may be deleted
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the disk's refusals into usage errors."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(_told(error, folder)) from error
+
+
+def _told(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {folder} is full; free some space, then give the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{folder} cannot be written to ({error.strerror}); choose another output"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{folder} is not a folder; choose another output"
+    return f"cannot write to {folder}: {error.strerror or error}"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; on leaving, the file is on the disk under its own name. On an error it is gone."""
+    part = path.with_name(path.name + PART)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself onto the disk, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    with disk_errors(path.parent), whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """A line at the end, on the disk when this returns. A line that did not fit is taken back."""
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, before)
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """The folder, with a check that it can be written to."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{PART}"
+        probe.write_bytes(b"")
+        probe.unlink()
+
+
+def check_space(folder: Path, wanted: int) -> None:
+    """Refuse when the disk has not `wanted` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise UsageError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB left and this run may need {wanted / 1e6:.0f} MB; "
+            "free some space, or choose another output"
+        )

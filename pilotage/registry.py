@@ -63,7 +63,8 @@ def _third_party(group: str) -> Mapping[str, Spec]:
         spec = point.load()
         if not isinstance(spec, Spec):
             raise UsageError(
-                f"entry point {point.name!r} of pilotage.{group} is no pilotage Spec; export a Spec(cls=..., summary=...)"
+                f"entry point {point.name!r} of pilotage.{group} is no pilotage Spec; "
+                "export a Spec(cls=..., summary=...)"
             )
         found[point.name] = spec
     return found

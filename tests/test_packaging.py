@@ -37,9 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (copy / name).write_bytes((ROOT / name).read_bytes())
     wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run(
-        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(copy)], check=True
-    )
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(copy)], check=True)
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(target)
     return target
@@ -88,7 +86,9 @@ def test_no_absolute_import_of_our_own_folders() -> None:
 
 
 def test_import_pilotage_is_light(tmp_path: Path) -> None:
-    code = "import sys, pilotage; print([m for m in ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, pilotage; print([m for m in ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
+    )
     assert run(code, tmp_path, ROOT).stdout.strip() == "[]"
 
 
@@ -104,6 +104,6 @@ def test_public_names_exist() -> None:
 def test_torchvision_and_torch_fidelity_are_not_asked_for() -> None:
     text = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    wanted = [*project["dependencies"], *(w for extra in project["optional-dependencies"].values() for w in extra)]
     assert not [w for w in wanted if w.startswith(("torchvision", "torch-fidelity"))]
     assert "torchvision==" not in text and "torch-fidelity==" not in text

@@ -1,0 +1,131 @@
+"""Quality of guidance rules on the embedded model, paired over the same captions and seeds.
+
+    python benchmarks/embedded_rules.py --count 2000 --steps 25 "none" "cfg:scale=3" "cfg:scale=3 + adaptive"
+
+Prints and writes (docs/results/embedded_rules.jsonl, one line a rule, appended) adherence by the judge with its Wilson
+interval, the paired difference to the first rule, Frechet distance, precision, recall, density and coverage on the
+embedded features against real test pictures, saturation, and evaluations per picture. A rule that stands in the file
+with the same count and steps is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import pilotage
+from pilotage import guidance, samplers
+from pilotage.evaluation import frechet_distance, paired_difference, prdc
+from pilotage.evaluation.metrics.colour import colour_statistics
+from pilotage.evaluation.metrics.intervals import wilson
+from pilotage.samplers.noise import generator_of
+from pilotage.zoo import embedded, world
+
+REFERENCE = 100_000  # index of the first real picture
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+
+
+def generate(pipe: Any, weak: Any, line: str, captions: list[str], steps: int, batch: int) -> tuple[np.ndarray, int]:
+    """(N, 32, 32, 3) uint8 pictures, seed i for caption i, and the rows evaluated."""
+    pictures, rows = [], 0
+    rule = guidance.parse(line, embedded.guidance_defaults())
+    for start in range(0, len(captions), batch):
+        part = captions[start : start + batch]
+        seeds = range(start, start + len(part))
+        with pilotage.attach(pipe, rule, networks={"weak": weak}, seeds=list(seeds)) as run:
+            made = pipe(part, num_inference_steps=steps, generator=[generator_of(s) for s in seeds], output_type="pil")
+        rows += sum(run.evaluations.values())
+        pictures += [np.asarray(image) for image in made.images]
+    return np.stack(pictures), rows
+
+
+def measure(pictures: np.ndarray, captions: list[str], real: dict[str, Any], tools: dict[str, Any]) -> dict[str, Any]:
+    tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    found = tools["judge"].adherence(tensor, captions)
+    features = torch.cat([tools["features"](part) for part in tensor.split(256)])
+    shape = prdc(real=real["features"], generated=features, k=5)
+    rates = {name: float(np.nanmean(np.asarray(hit, dtype=float))) for name, hit in found.items()}
+    return {
+        "hits": [int(h) for h in found["all"]],
+        "adherence": rates,
+        "frechet": frechet_distance(real=real["features"], generated=features),
+        "precision": shape.precision,
+        "recall": shape.recall,
+        "density": shape.density,
+        "coverage": shape.coverage,
+        "saturation": float(colour_statistics(pictures).saturation.mean()),
+    }
+
+
+def save_sheet(pictures: np.ndarray, path: Path) -> None:
+    """One row of pictures, three times enlarged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([np.kron(p, np.ones((3, 3, 1), np.uint8)) for p in pictures], axis=1)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rules", nargs="+", help="lines of the guidance grammar; the first is the one to compare with")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--real", type=int, default=2000)
+    parser.add_argument("--sheet", type=Path, help="write a row of the first pictures of each rule into this folder")
+    choice = parser.parse_args()
+    pipe, weak = embedded.load(), embedded.load_weak()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = samplers.DPMPP2M.from_config(pipe.scheduler.config)
+    captions = list(world.captions(range(choice.count), "test"))
+    tools = {"judge": embedded.judge(), "features": embedded.features()}
+    others = range(REFERENCE, REFERENCE + choice.real)  # other scenes than those of the captions
+    truth = world.pictures(others, "test", 32)
+    tensor = torch.from_numpy(truth).permute(0, 3, 1, 2)
+    real = {"features": torch.cat([tools["features"](part) for part in tensor.split(256)])}
+    path = RESULTS / "embedded_rules.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    key = {"count": choice.count, "steps": choice.steps, "weights": embedded.identity()}
+    known = {r["rule"]: r for r in done if all(r.get(k) == v for k, v in key.items())}
+    ceiling = tools["judge"].adherence(tensor, list(world.captions(others, "test")))["all"]
+    saturation = float(colour_statistics(truth).saturation.mean())
+    print(f"judge on the real pictures: {np.mean(ceiling):.4f}   their saturation: {saturation:.4f}")
+    for line in choice.rules:
+        if line not in known:
+            started = time.perf_counter()
+            pictures, rows = generate(pipe, weak, line, captions, choice.steps, choice.batch)
+            if choice.sheet:
+                save_sheet(pictures[:12], choice.sheet / f"{len(known):02d}.png")
+            result = {
+                "rule": line,
+                **key,
+                "evaluations": rows / choice.count,
+                **measure(pictures, captions, real, tools),
+            }
+            result["seconds"] = time.perf_counter() - started
+            known[line] = result
+            with path.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+        report(known[line], known[choice.rules[0]])
+
+
+def report(r: dict[str, Any], first: dict[str, Any]) -> None:
+    hits, base = np.array(r["hits"]), np.array(first["hits"])
+    low, high = wilson(int(hits.sum()), len(hits))
+    mean, below, above = paired_difference(hits, base)
+    print(
+        f"{r['rule']:42s} adherence {hits.mean():.3f} [{low:.3f}, {high:.3f}]  to the first {mean:+.3f} [{below:+.3f}, "
+        f"{above:+.3f}]  frechet {r['frechet']:.3f}  P {r['precision']:.3f} R {r['recall']:.3f} D {r['density']:.3f} "
+        f"C {r['coverage']:.3f}  saturation {r['saturation']:.3f}  {r['evaluations']:.1f} evaluations a picture",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

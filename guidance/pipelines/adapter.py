@@ -1,4 +1,4 @@
-"""What `attach` must know about a pipeline class: one row of plain facts each, in `adapters.py`."""
+"""What `attach` must know about a pipeline class: one row of plain facts each, in `*_rows.py`."""
 
 from __future__ import annotations
 

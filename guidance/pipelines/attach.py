@@ -35,7 +35,7 @@ def adapter_of(pipe: Any) -> Adapter:
             return ADAPTERS[cls.__name__]
     name = type(pipe).__name__
     raise UsageError(
-        f"no adapter for {name} ({nearest(name, ADAPTERS)}); add a row for it in guidance/pipelines/adapters.py, "
+        f"no adapter for {name} ({nearest(name, ADAPTERS)}); add a row for it in guidance/pipelines/*_rows.py, "
         "as CONTRIBUTING.md shows"
     )
 

@@ -3,8 +3,8 @@
     found = calibrate_adaptive(pipe, prompts, saving=0.25, rule="cfg:scale=5", num_inference_steps=20)
     rule = guidance.parse(f"cfg:scale=5 + adaptive:threshold={found.threshold}")
 
-The prompts are run with full guidance while the agreement of the two branches is recorded. Dropping a row changes nothing
-about it before the drop, so what any threshold would have saved on these prompts is known exactly from one run.
+The prompts are run with full guidance while the agreement of the two branches is recorded. Dropping a row changes
+nothing about it before the drop, so what any threshold would have saved is known exactly from one run.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 def generate(pipe: Any, weak: Any, line: str, captions: list[str], steps: int, batch: int) -> tuple[np.ndarray, int]:
     """(N, 32, 32, 3) uint8 pictures, seed i for caption i, and the rows evaluated."""
     pictures, rows = [], 0
-    rule = guidance.parse(line, embedded.guidance_defaults())
+    rule = guidance.parse(line)
     for start in range(0, len(captions), batch):
         part = captions[start : start + batch]
         seeds = range(start, start + len(part))
@@ -96,7 +96,8 @@ def main() -> None:
     ceiling = tools["judge"].adherence(tensor, list(world.captions(others, "test")))["all"]
     saturation = float(colour_statistics(truth).saturation.mean())
     print(f"judge on the real pictures: {np.mean(ceiling):.4f}   their saturation: {saturation:.4f}")
-    for line in choice.rules:
+    lines = [guidance.spell(guidance.parse(line, embedded.guidance_defaults())) for line in choice.rules]
+    for line in lines:
         if line not in known:
             started = time.perf_counter()
             pictures, rows = generate(pipe, weak, line, captions, choice.steps, choice.batch)
@@ -112,7 +113,7 @@ def main() -> None:
             known[line] = result
             with path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-        report(known[line], known[choice.rules[0]])
+        report(known[line], known[lines[0]])
 
 
 def report(r: dict[str, Any], first: dict[str, Any]) -> None:

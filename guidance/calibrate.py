@@ -10,6 +10,7 @@ nothing about it before the drop, so what any threshold would have saved is know
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,8 @@ def calibrate_adaptive(
     saving: of two branches at most just under a half can be saved. argument: the name under which the pipeline takes
     the prompts ("class_labels" for DiT). call: further arguments of the pipeline; what switches its guidance on is
     added. The threshold depends on model, sampler, number of steps and scale: calibrate with those that will be used.
+    space: that of `Adaptive`. A UserWarning says when the branches agree best at the first steps, as noise predictions
+    of some models do: a threshold then drops guidance where it matters most, and space="denoised" is what to use.
     """
     from .pipelines import attach
 
@@ -67,7 +70,21 @@ def calibrate_adaptive(
             given = {argument: list(prompts[start : start + batch_size]), "output_type": "latent", **call}
             pipe(**{**dict(run.adapter.on_settings), **given})
         runs.append(agreements_of(run.steps))
-    return choose_threshold(torch.cat(runs, dim=1), saving)
+    agreements = torch.cat(runs, dim=1)
+    if not rises(agreements):
+        other = "denoised" if space == "noise" else "noise"
+        warnings.warn(
+            f"in {space} space the two branches agree less and less over the run, so a threshold drops the guidance of "
+            f"the first steps; calibrate with space={other!r}",
+            stacklevel=2,
+        )
+    return choose_threshold(agreements, saving)
+
+
+def rises(agreements: Tensor) -> bool:
+    """Do the branches agree better in the last third of the steps than in the first?"""
+    third = max(1, len(agreements) // 3)
+    return bool(agreements[-third:].median() >= agreements[:third].median())
 
 
 def agreements_of(steps: Sequence[Mapping[str, Any]]) -> Tensor:

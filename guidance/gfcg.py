@@ -160,6 +160,6 @@ class Rival:
         if sizes <= {1, len(chosen)}:
             return chosen
         raise UsageError(
-            f"gfcg was given {sorted(sizes)} rows of a batch of {len(self.labels)}; it knows the classes by row and "
-            "cannot be combined here with rows_per_call or a modifier that drops rows (adaptive)"
+            f"gfcg was given {sorted(sizes)} rows of a batch of {len(self.labels)}; it knows the classes by row, "
+            "so what calls it must edit the conditioning of all rows before it picks some"
         )

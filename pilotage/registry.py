@@ -30,6 +30,8 @@ class Spec:
     off: Mapping[str, Any] = field(default_factory=dict)  # the settings at which it does nothing
     space: str = ""  # home space of a rule: any, denoised, noise
     notes: str = ""
+    models: str = ""  # the kinds of model it fits, "" for all
+    limits: Mapping[str, str] = field(default_factory=dict)  # what each setting does at its ends, by setting
 
     def load(self) -> Any:
         """The class or function itself; imports it when the entry is lazy."""

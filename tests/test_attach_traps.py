@@ -550,7 +550,8 @@ def test_adaptive_guidance_evaluates_only_the_rows_that_want_it(sd: tiny.Case, l
 
 
 @pytest.mark.parametrize("line", ["cfg:scale=5", "apg:scale=8 + adaptive:threshold=0.9", "none",
-                                  "autoguidance + rescale"])  # fmt: skip
+                                  "autoguidance + rescale", "cfg:scale=5 + icg + adaptive:threshold=0.9 + cads",
+                                  ])  # fmt: skip
 @pytest.mark.parametrize("rows", [4, 3])
 def test_equal_rows_per_call_make_equal_bits_whatever_the_batch(sd: tiny.Case, line: str, rows: int) -> None:
     prompts = ["a red star", "two blue rings", "a moon"]

@@ -79,8 +79,8 @@ class NoisyEdit:
     def _check(self, rows: int) -> None:
         if rows != len(self.who):
             raise UsageError(
-                f"{self.called} was given {rows} rows of a batch of {len(self.who)}; it knows its noise by row "
-                "and cannot be combined here with a modifier that drops rows (adaptive) or with rows_per_call"
+                f"{self.called} was given {rows} rows of a batch of {len(self.who)}; it knows its noise by row, "
+                "so what calls it must edit the conditioning of all rows before it picks some"
             )
 
 

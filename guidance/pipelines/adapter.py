@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from torch import Tensor
+
+from ...errors import UsageError
+from ...samplers.prediction import Parameterization
+from ...samplers.schedule import Level
 
 Arguments = dict[str, Any]
 
@@ -12,6 +19,29 @@ Arguments = dict[str, Any]
 def one_flag(pipe: Any, arguments: Arguments) -> bool:
     """Most pipelines say at each call whether they guide (it can change within a run, through a callback)."""
     return bool(pipe.do_classifier_free_guidance)
+
+
+def local_flag(pipe: Any, arguments: Arguments) -> bool:
+    """Some pipelines keep the same flag in a local variable of their call."""
+    return bool(local_of(pipe, "do_classifier_free_guidance"))
+
+
+def local_of(pipe: Any, name: str) -> Any:
+    """A local variable of the pipeline's `__call__` that is running now: the only place where some facts stand.
+
+    Counting or comparing rows cannot replace it: an unguided batch may be even, and its pictures may share their noise.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and name in frame.f_code.co_varnames + frame.f_code.co_cellvars:
+            values = frame.f_locals
+            if values.get("self") is pipe:
+                return values[name]
+        frame = frame.f_back
+    raise UsageError(
+        f"the call of {type(pipe).__name__} has no variable {name!r}, by which its adapter tells guided calls from "
+        "others; correct its row in guidance/pipelines/*_rows.py"
+    )
 
 
 @dataclass(frozen=True)
@@ -24,8 +54,15 @@ class Adapter:
     batched: the network's arguments that have a row a sample (trees of tensors); all others are shared.
     sample, time: the arguments that hold x and the time. network_time: from the scheduler's time to the network's.
     network: the pipeline's attribute that is called.
-    guides: whether this call holds every branch. on: what to pass to the pipeline so that it prepares all branches.
+    guides: whether this call holds every branch, or the branches that it holds. on: what to pass to the pipeline so
+        that it prepares all branches.
     flip: the network predicts the negated flow. conditioned_by: the arguments a conditioning edit sees.
+
+    For odd ones. folded: batched arguments with several rows (frames) a sample, one sample's after another's.
+    channels: of x, from the pipeline and a tensor of the network's rows, where the network's config does not say it;
+    channel_axis: where they lie. answer: the field of the network's output. kind: what the network predicts, where the
+    pipeline converts that before the scheduler sees it. level_time: the network's time, where a level says it and the
+    scheduler's time does not.
     """
 
     layout: Literal["stacked", "listed", "in turn"] = "stacked"
@@ -36,12 +73,25 @@ class Adapter:
     time: str = "timestep"
     network_time: Callable[[float], float] = float
     network: str = "unet"
-    guides: Callable[[Any, Arguments], bool] = one_flag
+    guides: Callable[[Any, Arguments], bool | tuple[str, ...]] = one_flag
     on: str = "guidance_scale above 1 (its value has no effect)"
     on_settings: tuple[tuple[str, Any], ...] = (("guidance_scale", 2.0),)
     flip: bool = False
+    folded: tuple[str, ...] = ()
+    channels: Callable[[Any, Tensor], int] | None = None
+    channel_axis: int = 1
+    answer: str = "sample"
+    kind: Parameterization | None = None
+    level_time: Callable[[Level], float] | None = None
     notes: str = ""
 
     def branches_of(self, pipe: Any, arguments: Arguments) -> tuple[str, ...]:
         """The branches that a call with these arguments holds; for "in turn" layouts see `attach`."""
-        return self.branches if self.layout == "in turn" or self.guides(pipe, arguments) else ("cond",)
+        if self.layout == "in turn":
+            return self.branches
+        held = self.guides(pipe, arguments)
+        return held if isinstance(held, tuple) else self.branches if held else ("cond",)
+
+    def time_at(self, level: Level) -> float:
+        """What the network is told at a level."""
+        return self.network_time(level.time) if self.level_time is None else self.level_time(level)

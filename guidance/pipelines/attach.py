@@ -23,7 +23,7 @@ from ..grammar import parse
 from ..record import RunRecord
 from ..rule import Rule
 from .adapter import Adapter
-from .adapters import ADAPTERS
+from .adapters import ADAPTERS, REFUSED
 from .shadow import Shadow, shadow_of
 from .steering import Steering
 
@@ -33,6 +33,8 @@ def adapter_of(pipe: Any) -> Adapter:
     for cls in type(pipe).__mro__:
         if cls.__name__ in ADAPTERS:
             return ADAPTERS[cls.__name__]
+        if cls.__name__ in REFUSED:
+            raise UsageError(f"{cls.__name__}: {REFUSED[cls.__name__]}")
     name = type(pipe).__name__
     raise UsageError(
         f"no adapter for {name} ({nearest(name, ADAPTERS)}); add a row for it in guidance/pipelines/*_rows.py, "

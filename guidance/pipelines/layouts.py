@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,12 +22,13 @@ class Layout:
     adapter: Adapter
     channels: int | None
     given: int | None
+    pipe: Any = None
 
     @classmethod
-    def of(cls, adapter: Adapter, module: Any) -> Layout:
+    def of(cls, adapter: Adapter, module: Any, pipe: Any = None) -> Layout:
         taken = getattr(module.config, "in_channels", None)
         given = getattr(module.config, "out_channels", None) or taken
-        return cls(adapter, min(taken, given) if taken and given else None, given)
+        return cls(adapter, min(taken, given) if taken and given else None, given, pipe)
 
     @property
     def listed(self) -> bool:
@@ -41,9 +43,22 @@ class Layout:
 
     def split(self, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
         """The channels of x, and the others if there are any."""
-        if tensor.dim() < 4 or self.channels is None or tensor.shape[1] == self.channels:
+        axis, count = self.adapter.channel_axis, self._channels_of(tensor)
+        if count is None or tensor.shape[axis] == count:
             return tensor, None
-        return tensor[:, : self.channels], tensor[:, self.channels :]
+        return tensor.narrow(axis, 0, count), tensor.narrow(axis, count, tensor.shape[axis] - count)
+
+    def _channels_of(self, tensor: Tensor) -> int | None:
+        if self.adapter.channels is not None:
+            return self.adapter.channels(self.pipe, tensor)
+        return self.channels if tensor.dim() >= 4 else None
+
+    def beyond(self, output: Tensor, native: Tensor) -> Tensor | None:
+        """What the pipeline hands to the scheduler besides the prediction: a learned variance."""
+        axis = self.adapter.channel_axis
+        if native.dim() <= axis or output.dim() != native.dim() or output.shape[axis] <= native.shape[axis]:
+            return None
+        return output.narrow(axis, native.shape[axis], output.shape[axis] - native.shape[axis])
 
     def with_x(self, arguments: Arguments, x: Tensor) -> Arguments:
         """The arguments of rows with another x in them."""
@@ -53,11 +68,11 @@ class Layout:
             return {**arguments, name: [row.unsqueeze(1).to(sample[0].dtype) for row in x]}
         rest = self.split(sample)[1]
         x = x.to(sample.dtype)
-        return {**arguments, name: x if rest is None else torch.cat([x, rest], 1)}
+        return {**arguments, name: x if rest is None else torch.cat([x, rest], self.adapter.channel_axis)}
 
     def native_of(self, output: Any) -> tuple[Tensor, Tensor | None]:
         """The prediction in the scheduler's terms, and the further channels of the output."""
-        raw = output[0] if isinstance(output, (tuple, list)) else output.sample
+        raw = output[0] if isinstance(output, (tuple, list)) else getattr(output, self.adapter.answer)
         if self.listed:
             native, rest = torch.stack([t.float() for t in raw]).squeeze(2), None
         else:
@@ -71,12 +86,22 @@ class Layout:
         if self.listed:
             answer: Any = list(native.unsqueeze(2)) * copies
         else:
-            lacking = 0 if self.channels is None or self.given is None else self.given - self.channels
-            if lacking > 0 and native.dim() >= 4:
-                rest = rest if rest is not None else native.new_zeros(len(native), lacking, *native.shape[2:])
-                native = torch.cat([native, rest.to(native.dtype)], 1)
+            rest = self._nothing(native) if rest is None else rest
+            if rest is not None:
+                native = torch.cat([native, rest.to(native.dtype)], self.adapter.channel_axis)
             answer = native if copies == 1 else native.repeat(copies, *[1] * (native.dim() - 1))
-        return Transformer2DModelOutput(sample=answer) if arguments.get("return_dict", True) else (answer,)
+        if not arguments.get("return_dict", True):
+            return (answer,)
+        if self.adapter.answer == "sample":
+            return Transformer2DModelOutput(sample=answer)
+        return SimpleNamespace(**{self.adapter.answer: answer})
+
+    def _nothing(self, native: Tensor) -> Tensor | None:
+        """Zeros for further channels that no call of the network has filled yet."""
+        count = self._channels_of(native)
+        if self.given is None or count is None or self.given <= count or self.adapter.channel_axis != 1:
+            return None
+        return native.new_zeros(len(native), self.given - count, *native.shape[2:])
 
 
 def pick(tensor: Tensor, index: Sequence[int]) -> Tensor:
@@ -90,17 +115,29 @@ def is_range(index: Sequence[int]) -> bool:
     return isinstance(index, range) or all(b - a == 1 for a, b in zip(index, index[1:], strict=False))
 
 
-def pick_rows(tree: Any, index: Sequence[int], rows: int, listed: bool = False) -> Any:
-    """Rows of every tensor in a tree whose leading size is `rows`; with `listed`, of every list of `rows` samples."""
+def pick_rows(tree: Any, index: Sequence[int], rows: int, listed: bool = False, folded: bool = False) -> Any:
+    """Rows of every tensor in a tree whose leading size is `rows`; with `listed`, of every list of `rows` samples; with
+    `folded`, also of tensors that have several rows (frames) a sample."""
     if isinstance(tree, Tensor):
-        return pick(tree, index) if tree.dim() and tree.shape[0] == rows else tree
+        if not tree.dim() or tree.shape[0] % rows or (tree.shape[0] != rows and not folded):
+            return tree
+        return pick(tree, unfolded(index, tree.shape[0] // rows))
     if isinstance(tree, dict):
-        return {k: pick_rows(v, index, rows, listed) for k, v in tree.items()}
+        return {k: pick_rows(v, index, rows, listed, folded) for k, v in tree.items()}
     if isinstance(tree, (list, tuple)):
         if listed and len(tree) == rows:
             return type(tree)(tree[i] for i in index)
-        return type(tree)(pick_rows(t, index, rows, listed) for t in tree)
+        return type(tree)(pick_rows(t, index, rows, listed, folded) for t in tree)
     return tree
+
+
+def unfolded(index: Sequence[int], frames: int) -> Sequence[int]:
+    """The rows of samples that have `frames` rows each."""
+    if frames == 1:
+        return index
+    if is_range(index):
+        return range(index[0] * frames, (index[0] + len(index)) * frames)
+    return [i * frames + frame for i in index for frame in range(frames)]
 
 
 def match_time(time: Any, times: Sequence[float], to_network: Callable[[float], float]) -> int:

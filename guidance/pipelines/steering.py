@@ -48,8 +48,9 @@ class Steering:
     def __init__(self, owner: attach):
         self.owner, self.adapter, self.record = owner, owner.adapter, owner.record
         scheduler = owner.scheduler
-        self.schedule, self.kind = from_scheduler(scheduler), predicted_by(scheduler)
-        self.layout = Layout.of(self.adapter, owner.module)
+        self.schedule, self.wanted = from_scheduler(scheduler), predicted_by(scheduler)
+        self.kind = self.adapter.kind or self.wanted  # what the network predicts, and what the scheduler is given
+        self.layout = Layout.of(self.adapter, owner.module, owner.pipe)
         self.calls = calls_of(scheduler)
         self.times = [float(t) for t in scheduler.timesteps.tolist()]
         self.scaled = keeps_scaled(scheduler)
@@ -239,21 +240,27 @@ class Steering:
             return network(**arguments)
 
     def _keep_extra(self, extra: Tensor, inputs: Inputs, rows: Sequence[int]) -> None:
-        wanted = inputs.indices("cond", None) if "cond" in inputs.branches else ()
+        """Of the conditional branch, as every pipeline does; of another one while that was not evaluated."""
         places = {row: place for place, row in enumerate(rows)}
-        if wanted and all(row in places for row in wanted):
-            self.extra = pick(extra, [places[row] for row in wanted])
+        for branch in sorted(inputs.branches, key=lambda branch: branch != "cond"):
+            wanted = inputs.indices(branch, None)
+            if all(row in places for row in wanted):
+                self.extra = pick(extra, [places[row] for row in wanted])
+                return
 
     def _arguments(self, inputs: Inputs, rows: Sequence[int]) -> Arguments:
         if len(rows) == inputs.rows and is_range(rows):
             return inputs.arguments
-        batched, listed = self.adapter.batched, self.layout.listed
-        return {k: pick_rows(v, rows, inputs.rows, listed) if k in batched else v for k, v in inputs.arguments.items()}
+        batched, listed, folded = self.adapter.batched, self.layout.listed, self.adapter.folded
+        return {
+            k: pick_rows(v, rows, inputs.rows, listed, k in folded) if k in batched else v
+            for k, v in inputs.arguments.items()
+        }
 
     def _moved(self, arguments: Arguments, level: Level, x: Tensor) -> Arguments:
         """The same rows at another x and level."""
         time = arguments[self.adapter.time]
-        value = self.adapter.network_time(level.time)
+        value = self.adapter.time_at(level)
         if isinstance(time, Tensor):  # whole numbers become floats: the level may lie between two of them
             dtype = time.dtype if time.is_floating_point() else torch.float32
             time = torch.full(time.shape, value, dtype=dtype, device=time.device)
@@ -294,7 +301,8 @@ class Steering:
             kwargs["generator"] = self.owner.noise.generators("step", self.position or 0) * copies
         if result.base is not None or own.x is not dialogue.ctx.x:
             self._predict_only()
-        out = stock(tiled(own.native, copies).to(model_output.dtype), timestep, sample, *args, **kwargs)
+        given = self._given(own, model_output, copies)
+        out = stock(given, timestep, sample, *args, **kwargs)
         before = out[0] if isinstance(out, tuple) else out.prev_sample
         after = self._finished(before, result, dialogue.ctx, call, copies)
         if after is not before:
@@ -303,6 +311,15 @@ class Steering:
         if after is before:
             return out
         return (after, *out[1:]) if isinstance(out, tuple) else replace_sample(out, after)
+
+    def _given(self, own: Prediction, model_output: Tensor, copies: int) -> Tensor:
+        """The prediction in the scheduler's terms, with the learned variance that the pipeline put beside its own."""
+        native = own.native
+        if self.kind is not self.wanted:
+            native = Prediction(own.x, own.level, native, self.wanted).with_denoised(own.denoised).native
+        native = tiled(native, copies).to(model_output.dtype)
+        variance = self.layout.beyond(model_output, native)
+        return native if variance is None else torch.cat([native, variance], self.adapter.channel_axis)
 
     def _predict_only(self) -> None:
         """A corrector (UniPC, SA) rebuilds the sample from its history, which would undo what the rule did to it."""

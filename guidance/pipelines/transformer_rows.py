@@ -71,3 +71,5 @@ TRANSFORMERS: dict[str, Adapter] = {
         flip=True,
     ),
 }
+
+REFUSED: dict[str, str] = {}

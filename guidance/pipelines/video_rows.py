@@ -5,3 +5,5 @@ from __future__ import annotations
 from .adapter import Adapter
 
 VIDEOS: dict[str, Adapter] = {}
+
+REFUSED: dict[str, str] = {}

@@ -11,6 +11,7 @@ from . import common
 
 PROMPTS = 256
 RULE, STEPS, SAVING = "cfg:scale=3", 25, 0.27  # a little above the 25 % that is wanted on other captions
+SPACE = "denoised"  # the noise predictions of this model agree best at the first steps
 
 
 def run(work: Path) -> None:
@@ -28,12 +29,13 @@ def run(work: Path) -> None:
         list(world.captions(range(PROMPTS), "train")),
         saving=SAVING,
         rule=RULE,
+        space=SPACE,
         batch_size=PROMPTS,
         num_inference_steps=STEPS,
         latents=latents,
     )
     record = {
-        "defaults": {"adaptive": {"threshold": round(found.threshold, 6)}},
+        "defaults": {"adaptive": {"threshold": round(found.threshold, 6), "space": SPACE}},
         "measured": {"rule": RULE, "sampler": "dpmpp-2m", "steps": STEPS, "prompts": PROMPTS, "saving": found.saving},
     }
     path = embedded.WEIGHTS / "guidance.json"

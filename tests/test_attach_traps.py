@@ -564,7 +564,8 @@ def test_equal_rows_per_call_make_equal_bits_whatever_the_batch(sd: tiny.Case, l
         with rows_seen(sd.pipe.unet) as seen, attached as run:
             out = sd.pipe(**given, num_inference_steps=5, return_dict=False)[0]
         assert set(seen) == {rows}
-        assert run.evaluations["cond"] == 5 * len(which)  # before padding
+        if "icg" not in line:  # whose wrong conditions are evaluations of "cond" as well
+            assert run.evaluations["cond"] == 5 * len(which)  # before padding
         return out
 
     whole = pictures([0, 1, 2])

@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint format types bench clean install
+SPEED := attach_overhead scheduler_step evaluation_prdc
+RULES := "cfg:scale=3" "cfg:scale=3 + adaptive" "none" "cfg:scale=2" "cfg:scale=5" "cfg:scale=8" "cfg:scale=12" \
+  "apg:scale=4" "cfg++:scale=3" "autoguidance:scale=2"
+
+.PHONY: demo test test-all lint format types bench quality clean install
 
 install: $(READY)
 
@@ -42,7 +46,10 @@ types: $(READY)
 	rm -rf build
 
 bench: $(READY)           ## interleaved ratios against stock diffusers and prdc
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for name in $(SPEED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+quality: $(READY)         ## the tables of docs/results.md, an hour on two cores; what is measured already is only printed
+	$(BIN)/python benchmarks/embedded_rules.py $(RULES)
 
 clean:
 	rm -rf build .types *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,10 +2,10 @@
 
     python benchmarks/embedded_rules.py --count 2000 --steps 25 "none" "cfg:scale=3" "cfg:scale=3 + adaptive"
 
-Prints and writes (docs/results/embedded_rules.jsonl, one line a rule, appended) adherence by the judge with its Wilson
-interval, the paired difference to the first rule, Frechet distance, precision, recall, density and coverage on the
-embedded features against real test pictures, saturation, and evaluations per picture. A rule that stands in the file
-with the same count and steps is not run again.
+Prints (as tables in Markdown) and writes (docs/results/embedded_rules.jsonl, one line a rule, appended) adherence by
+the judge with its Wilson interval, the paired difference to the first rule, Frechet distance, precision, recall,
+density and coverage on the embedded features against real test pictures, saturation, and evaluations per picture. A
+rule that stands in the file with the same count, steps and levels is not run again.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def measure(pictures: np.ndarray, captions: list[str], real: dict[str, Any], too
     }
 
 
+def grid_of(pipe: Any) -> str:
+    """What the pipeline's own settings come to, for the key of a result."""
+    config = pipe.scheduler.config
+    return "exponential" if config.use_exponential_sigmas else str(config.timestep_spacing)
+
+
 def save_sheet(pictures: np.ndarray, path: Path) -> None:
     """One row of pictures, three times enlarged."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,26 +83,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--real", type=int, default=2000)
+    parser.add_argument("--split", choices=("test", "heldout"), default="test", help="heldout: unseen combinations")
     parser.add_argument("--sheet", type=Path, help="write a row of the first pictures of each rule into this folder")
     choice = parser.parse_args()
     pipe, weak = embedded.load(), embedded.load_weak()
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = samplers.DPMPP2M.from_config(pipe.scheduler.config)
-    captions = list(world.captions(range(choice.count), "test"))
+    captions = list(world.captions(range(choice.count), choice.split))
     tools = {"judge": embedded.judge(), "features": embedded.features()}
     others = range(REFERENCE, REFERENCE + choice.real)  # other scenes than those of the captions
-    truth = world.pictures(others, "test", 32)
+    truth = world.pictures(others, choice.split, 32)
     tensor = torch.from_numpy(truth).permute(0, 3, 1, 2)
     real = {"features": torch.cat([tools["features"](part) for part in tensor.split(256)])}
     path = RESULTS / "embedded_rules.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    key = {"count": choice.count, "steps": choice.steps, "weights": embedded.identity()}
+    key = {
+        "split": choice.split,
+        "count": choice.count,
+        "steps": choice.steps,
+        "grid": grid_of(pipe),
+        "weights": embedded.identity(),
+    }
     known = {r["rule"]: r for r in done if all(r.get(k) == v for k, v in key.items())}
-    ceiling = tools["judge"].adherence(tensor, list(world.captions(others, "test")))["all"]
-    saturation = float(colour_statistics(truth).saturation.mean())
-    print(f"judge on the real pictures: {np.mean(ceiling):.4f}   their saturation: {saturation:.4f}")
+    found = tools["judge"].adherence(tensor, list(world.captions(others, choice.split)))
+    ceiling = {name: float(np.nanmean(np.asarray(hit, dtype=float))) for name, hit in found.items()}
     lines = [guidance.spell(guidance.parse(line, embedded.guidance_defaults())) for line in choice.rules]
+    print(f"{choice.count} captions, {choice.steps} steps; saturation of the real pictures "
+          f"{float(colour_statistics(truth).saturation.mean()):.3f}\n")  # fmt: skip
+    print_head(lines[0])
     for line in lines:
         if line not in known:
             started = time.perf_counter()
@@ -114,18 +129,33 @@ def main() -> None:
             with path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
         report(known[line], known[lines[0]])
+    print_attributes([known[line] for line in lines], ceiling)
 
 
 def report(r: dict[str, Any], first: dict[str, Any]) -> None:
+    """One row of a Markdown table; the paired difference is to the first rule."""
     hits, base = np.array(r["hits"]), np.array(first["hits"])
     low, high = wilson(int(hits.sum()), len(hits))
     mean, below, above = paired_difference(hits, base)
     print(
-        f"{r['rule']:42s} adherence {hits.mean():.3f} [{low:.3f}, {high:.3f}]  to the first {mean:+.3f} [{below:+.3f}, "
-        f"{above:+.3f}]  frechet {r['frechet']:.3f}  P {r['precision']:.3f} R {r['recall']:.3f} D {r['density']:.3f} "
-        f"C {r['coverage']:.3f}  saturation {r['saturation']:.3f}  {r['evaluations']:.1f} evaluations a picture",
+        f"| `{r['rule']}` | {hits.mean():.3f} [{low:.3f}, {high:.3f}] | {mean:+.3f} [{below:+.3f}, {above:+.3f}] "
+        f"| {r['frechet']:.3f} | {r['precision']:.3f} | {r['recall']:.3f} | {r['density']:.3f} | {r['coverage']:.3f} "
+        f"| {r['saturation']:.3f} | {r['evaluations']:.1f} |",
         flush=True,
     )
+
+
+def print_head(first: str) -> None:
+    columns = ("rule", "adherence", f"difference to {first}", "Frechet distance", "precision", "recall", "density",
+               "coverage", "saturation", "evaluations")  # fmt: skip
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
+
+
+def print_attributes(rows: list[dict[str, Any]], ceiling: dict[str, float]) -> None:
+    """Adherence by attribute, under the table of rules; the last row is the judge on real pictures."""
+    print("\n| adherence by attribute | " + " | ".join(ceiling) + " |\n|" + "---|" * (len(ceiling) + 1))
+    for name, rates in [*((f"`{r['rule']}`", r["adherence"]) for r in rows), ("real pictures", ceiling)]:
+        print(f"| {name} | " + " | ".join(f"{rates[key]:.3f}" for key in ceiling) + " |")
 
 
 if __name__ == "__main__":

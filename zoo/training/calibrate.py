@@ -9,8 +9,8 @@ from pathlib import Path
 from .. import embedded, world
 from . import common
 
-PROMPTS = 256
-RULE, STEPS, SAVING = "cfg:scale=3", 25, 0.27  # a little above the 25 % that is wanted on other captions
+PROMPTS = 512
+RULE, STEPS, SAVING = "cfg:scale=3", 25, 0.26  # a little above the 25 % that is wanted on other captions
 SPACE = "denoised"  # the noise predictions of this model agree best at the first steps
 
 
@@ -36,7 +36,14 @@ def run(work: Path) -> None:
     )
     record = {
         "defaults": {"adaptive": {"threshold": round(found.threshold, 6), "space": SPACE}},
-        "measured": {"rule": RULE, "sampler": "dpmpp-2m", "steps": STEPS, "prompts": PROMPTS, "saving": found.saving},
+        "measured": {
+            "rule": RULE,
+            "sampler": "dpmpp-2m",
+            "grid": "exponential",
+            "steps": STEPS,
+            "prompts": PROMPTS,
+            "saving": found.saving,
+        },
     }
     path = embedded.WEIGHTS / "guidance.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

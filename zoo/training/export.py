@@ -33,6 +33,7 @@ def run(work: Path, **_: float) -> None:
     partial = WEIGHTS.with_name("weights-partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe = denoiser.pipeline(unet.half().eval(), encoder.half().eval(), vae.half().eval())
+    pipe.scheduler = denoiser.shipped_scheduler()
     pipe.save_pretrained(partial)
     unet_weak.half().save_pretrained(partial / "unet_weak")
     for name in ("judge", "guide", "features"):

@@ -60,7 +60,10 @@ def scheduler() -> DDIMScheduler:
 
 
 def shipped_scheduler() -> DPMSolverMultistepScheduler:
-    """What the package's pipeline samples with: equal steps of log-SNR, as good as even times, where guidance acts less long."""
+    """What the package's pipeline samples with: equal steps of log-SNR.
+
+    They are as good as even times, and guidance acts in their first half only.
+    """
     return DPMSolverMultistepScheduler.from_config(scheduler().config, use_exponential_sigmas=True)
 
 

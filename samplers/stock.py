@@ -118,7 +118,7 @@ def _from_table(scheduler: Any) -> list[Point]:
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     # alpha^2 beyond the clean end of the table; LCM and DDPM end at clean data whatever their config says
     end = getattr(scheduler, "final_alpha_cumprod", getattr(scheduler, "initial_alpha_cumprod", 1.0))
-    end = 1.0 if name.startswith(("LCM", "DDPM")) else float(end)
+    end = 1.0 if name.startswith(("LCM", "DDPM", "UnCLIP")) else float(end)
 
     def at(t: int, time: float | None = None) -> Level:
         power = table[min(t, len(table) - 1)] if t >= 0 else end
@@ -129,7 +129,7 @@ def _from_table(scheduler: Any) -> list[Point]:
     if name.startswith("PNDM"):
         pairs = zip(times, _pndm(scheduler, times, stride), strict=True)
         return [(at(t), at(goal), stage) for t, (stage, goal) in pairs]
-    if name.startswith(("LCM", "TCD", "DDPM")):
+    if name.startswith(("LCM", "TCD", "DDPM", "UnCLIP")):
         final = 0 if name.startswith("TCD") else -1  # TCD stops at the first entry of the table
         return [(at(a), at(b), 0) for a, b in zip(times, [*times[1:], final], strict=True)]
     return [(at(t), at(t - stride), 0) for t in times]  # DDIM steps by the stride, not to the next entry of the list

@@ -172,11 +172,11 @@ def test_flux_waits_for_the_second_call_and_skips_it_when_it_can() -> None:
 
 
 def test_a_pipeline_without_an_adapter_says_where_to_add_one() -> None:
-    class KolorsPipeline:
+    class MarblePipeline:
         pass
 
-    with pytest.raises(UsageError, match=r"no adapter for KolorsPipeline .*guidance/pipelines/\*_rows\.py"):
-        pilotage.attach(KolorsPipeline(), CFG)
+    with pytest.raises(UsageError, match=r"no adapter for MarblePipeline .*guidance/pipelines/\*_rows\.py"):
+        pilotage.attach(MarblePipeline(), CFG)
 
 
 def test_a_subclass_uses_the_row_of_its_parent(sd: tiny.Case) -> None:

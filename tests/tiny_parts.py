@@ -25,9 +25,14 @@ TWO_PROMPTS = ["a red star", "two blue rings"]
 class Case:
     pipe: Any
     call: dict[str, Any]  # a guided call on two prompts; add num_inference_steps, generator
-    off: dict[str, Any]  # what switches guidance off
+    off: dict[str, Any]  # what switches guidance off; empty where nothing does
     scale: str = "guidance_scale"
     scheduler_kinds: tuple[str, ...] = field(default=("vp",))
+    rule: Any = None  # what equals the stock pipeline; None is CFG at the call's scale
+    tolerance: float = 0.0  # of that equality, absolute; the case says where the roundings come from
+    seeds: tuple[int, ...] = (1, 2)  # one a sample
+    other: dict[str, Any] | None = None  # another setting of the pipeline's own scale; None is 2
+    off_tolerance: float = 1e-5  # of guidance off, where text encoders and ControlNets see fewer rows
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -108,6 +113,7 @@ def redraw_zeros(module: torch.nn.Module, scale: float = 0.2) -> Any:
 
 
 LATENT = dict(height=16, width=16, output_type="latent")
+MASK = Image.linear_gradient("L").resize((16, 16))
 PICTURE = Image.radial_gradient("L").resize((16, 16)).convert("RGB")
 
 
@@ -118,6 +124,8 @@ def quiet(pipe: Any) -> Any:
 
 def run(case: Case, steps: int = 4, **changes: Any) -> torch.Tensor:
     """One seeded call: latents (or pixels, for DiT) as a tensor (2, ...)."""
-    generator = [torch.Generator().manual_seed(s) for s in (1, 2)]
+    torch.manual_seed(0)  # some pipelines encode their pictures with the global generator
+    generators = [torch.Generator().manual_seed(s) for s in case.seeds]
+    generator = generators if len(generators) > 1 else generators[0]
     out = case.pipe(**{**case.call, **changes}, num_inference_steps=steps, generator=generator, return_dict=False)[0]
     return torch.as_tensor(out)

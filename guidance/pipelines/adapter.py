@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ...samplers.prediction import Parameterization
 from ...samplers.schedule import Level
+from ..packing import Packing
 
 Arguments = dict[str, Any]
 
@@ -54,6 +55,8 @@ class Adapter:
     batched: the network's arguments that have a row a sample (trees of tensors); all others are shared.
     sample, time: the arguments that hold x and the time. network_time: from the scheduler's time to the network's.
     network: the pipeline's attribute that is called.
+    encode: the network's conditioning for another text (`prompts.py`), for rules with further prompts. packing: how
+    tokens stand for pictures, from the pipeline, the network's arguments and the number of tokens.
     guides: whether this call holds every branch, or the branches that it holds. on: what to pass to the pipeline so
         that it prepares all branches.
     flip: the network predicts the negated flow. conditioned_by: the arguments a conditioning edit sees.
@@ -62,7 +65,12 @@ class Adapter:
     channels: of x, from the pipeline and a tensor of the network's rows, where the network's config does not say it;
     channel_axis: where they lie. answer: the field of the network's output. kind: what the network predicts, where the
     pipeline converts that before the scheduler sees it. level_time: the network's time, where a level says it and the
-    scheduler's time does not.
+    scheduler's time does not. experts: attributes of further networks, each called in `network`'s stead at levels of
+    its own. part: the view of x that the scheduler steps, where the network also sees given frames. handed: what the
+    scheduler is handed for a prediction, where the pipeline edits it on the way. picked: of some rows, the arguments
+    whose rows do not come first or are no tensors, from the arguments, the rows and their number. aside: calls of the
+    network that predict nothing (they fill a cache) and are left alone. kept: the arguments as they may be used later
+    and for fewer rows, where the pipeline changes them behind our back.
     """
 
     layout: Literal["stacked", "listed", "in turn"] = "stacked"
@@ -83,6 +91,14 @@ class Adapter:
     answer: str = "sample"
     kind: Parameterization | None = None
     level_time: Callable[[Level], float] | None = None
+    experts: tuple[str, ...] = ()
+    part: Callable[[Any, Tensor], Tensor] | None = None
+    handed: Callable[[Any, Tensor], Tensor] | None = None
+    picked: Callable[[Arguments, Sequence[int], int], Arguments] | None = None
+    aside: Callable[[Arguments], bool] | None = None
+    kept: Callable[[Arguments], Arguments] | None = None
+    encode: Callable[[Any, str, Arguments], Mapping[str, Any]] | None = None
+    packing: Callable[[Any, Arguments, int], Packing | None] | None = None
     notes: str = ""
 
     def branches_of(self, pipe: Any, arguments: Arguments) -> tuple[str, ...]:

@@ -15,15 +15,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import UsageError, nearest
 from ...samplers.noise import Seed, SeededNoise
 from ..grammar import parse
+from ..prompts import branch_of, is_prompt, text_of
 from ..record import RunRecord
 from ..rule import Rule
 from .adapter import Adapter
 from .adapters import ADAPTERS, REFUSED
+from .origin import origin_of
 from .shadow import Shadow, shadow_of
 from .steering import Steering
 
@@ -48,7 +50,8 @@ class attach(AbstractContextManager):
     rule: a Rule, or a line such as "apg:scale=10 + interval:low=0.3". networks: further networks by branch name,
     {"weak": unet2}, called with the conditional inputs. seeds: one a picture; later noise is then drawn per picture, so
     that a picture does not depend on its batch. rows_per_call: pad or split every network call to so many rows (bitwise
-    equal pictures whatever the batch). decode: denoised latents -> pictures, for rules that look at pictures.
+    equal pictures whatever the batch). decode: denoised latents -> pictures, for rules that look at pictures. prompts:
+    texts by name, {"hat": "a man with a red hat"}, for rules with further prompts; without one, the name is the text.
 
     Each call of the pipeline is a run of its own: memory and record start anew. Leaving the block restores everything,
     whatever happened inside.
@@ -63,10 +66,12 @@ class attach(AbstractContextManager):
         seeds: Sequence[Seed] | None = None,
         rows_per_call: int | None = None,
         decode: Any = None,
+        prompts: Mapping[str, str] | None = None,
     ):
         self.pipe, self.adapter = pipe, adapter_of(pipe)
         self.rule = parse(rule) if isinstance(rule, str) else rule
         self.networks = dict(networks or {})
+        self.prompts = {branch_of(name): text for name, text in (prompts or {}).items()}
         self.noise = SeededNoise(seeds) if seeds is not None else None
         self.rows_per_call, self.decode = rows_per_call, decode
         self.record = RunRecord()
@@ -78,7 +83,14 @@ class attach(AbstractContextManager):
         self._refuse_what_cannot_work()
 
     def _refuse_what_cannot_work(self) -> None:
-        missing = [b for b in self.rule.needs if b not in (*self.adapter.branches, "cond", *self.networks)]
+        further = [branch for branch in self.rule.needs if is_prompt(branch)]
+        if further and self.adapter.encode is None:
+            raise UsageError(
+                f"{type(self.pipe).__name__} cannot be given the further prompt {text_of(further[0])!r}: its adapter "
+                "row has no encode=; use Stable Diffusion, SDXL, SD3, Flux or DiT, or Guided with conditions"
+            )
+        known = (*self.adapter.branches, "cond", *self.networks, *further)
+        missing = [branch for branch in self.rule.needs if branch not in known]
         if missing:
             raise UsageError(
                 f"{type(self.rule).__name__} needs the network {missing[0]!r}: "
@@ -86,8 +98,10 @@ class attach(AbstractContextManager):
                 if missing[0] not in ("image", "uncond")
                 else f"{type(self.pipe).__name__} has no {missing[0]!r} branch; choose another rule"
             )
+        self.rule.refuse(lambda: origin_of(self.module, self.pipe.scheduler))
         config = getattr(self.module, "config", None)
         distilled = getattr(config, "time_cond_proj_dim", None) is not None
+        distilled = distilled and "timestep_cond" not in self.adapter.conditioned_by  # where it holds text
         if distilled and "uncond" in self.rule.needs:
             raise UsageError(
                 f"this {type(self.module).__name__} is guidance-distilled: its scale is an input and it has no "
@@ -107,25 +121,36 @@ class attach(AbstractContextManager):
         return self.record.steps
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The pipeline's networks: one, or experts for different levels, of which some may be absent."""
+        named = (getattr(self.pipe, name, None) for name in (self.adapter.network, *self.adapter.experts))
+        modules = tuple(module for module in named if module is not None)
+        if not modules:
+            raise UsageError(f"this {type(self.pipe).__name__} has no {self.adapter.network}; load it before attaching")
+        return modules
+
+    @property
     def module(self) -> nn.Module:
-        return getattr(self.pipe, self.adapter.network)
+        return self.modules[0]
 
     # -- installing ---------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> attach:
-        if any(shadow_of(self.module, name) for name in ("forward", "_compiled_call_impl")):
+        if any(shadow_of(module, name) for module in self.modules for name in ("forward", "_compiled_call_impl")):
             raise UsageError("a rule is already attached to this pipeline's network; leave its `with` block first")
-        self._shadow_network()
+        self._shadow_networks()
         self._shadow_scheduler()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for shadow in (self._forward, *self._schedulers):
+        for shadow in (*self._forwards, *self._schedulers):
             shadow.remove()
         self._forget()
 
-    def _shadow_network(self) -> None:
-        self._forward = Shadow(self.module, entry_of(self.module), self._on_call)
+    def _shadow_networks(self) -> None:
+        self._forwards = tuple(
+            Shadow(module, entry_of(module), functools.partial(self._on_call, module)) for module in self.modules
+        )
 
     def _shadow_scheduler(self) -> None:
         self.scheduler = scheduler = self.pipe.scheduler
@@ -143,11 +168,11 @@ class attach(AbstractContextManager):
         """A call of the pipeline begins: forget the last one, and see that the seam is still there (accelerate restores
         the forward that it saved when its own hook is removed; the user may exchange or compile the network)."""
         self._forget()
-        self.record = RunRecord()
-        seam = self._forward
-        if seam.target is not self.module or seam.name != entry_of(self.module) or not seam.reached:
-            seam.remove()
-            self._shadow_network()
+        places = [(module, entry_of(module)) for module in self.modules]
+        if [(seam.target, seam.name) for seam in self._forwards if seam.reached] != places:
+            for seam in self._forwards:
+                seam.remove()
+            self._shadow_networks()
 
     # -- the seams ----------------------------------------------------------------------------------------------------
 
@@ -155,9 +180,11 @@ class attach(AbstractContextManager):
         self._new_run()
         return stock(*args, **kwargs)
 
-    def _on_call(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """The network is called: what the pipeline expects of it."""
+    def _on_call(self, module: nn.Module, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """A network is called: what the pipeline expects of it."""
         if self._evaluating:  # by us, as the network of another branch
+            return original(*args, **kwargs)
+        if self.adapter.aside is not None and self.adapter.aside(named_arguments(module, args, kwargs)):
             return original(*args, **kwargs)
         if self.pipe.scheduler is not self.scheduler:  # the user exchanged it inside the block
             for shadow in self._schedulers:
@@ -165,24 +192,24 @@ class attach(AbstractContextManager):
             self._shadow_scheduler()
             self._new_run()
         if self.steering is None:
+            self.record = RunRecord()  # only now: some pipelines set their timesteps once more when they are done
             self.steering = Steering(self)
         self._evaluating = True
         try:
-            return self.steering.call(original, args, kwargs)
+            return self.steering.call(module, original, args, kwargs)
         finally:
             self._evaluating = False
 
-    def _on_step(
-        self, stock: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
+    def _on_step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         if self.steering is None:
             raise UsageError(
                 f"the scheduler steps, but {type(self.pipe).__name__}.{self.adapter.network} was not called through "
                 "the attached rule; attach after the network is exchanged or wrapped"
             )
         if self.steering.idle:
-            return stock(model_output, timestep, sample, *args, **kwargs)
-        return self.steering.step(stock, model_output, timestep, sample, *args, **kwargs)
+            return stock(*args, **kwargs)
+        names = argument_names(type(self.scheduler).step)  # CogVideoX's DPM scheduler has an order of its own
+        return self.steering.step(stock, {**dict(zip(names, args, strict=False)), **kwargs})
 
 
 def entry_of(module: nn.Module) -> str:
@@ -192,9 +219,9 @@ def entry_of(module: nn.Module) -> str:
 
 
 @functools.cache
-def argument_names(cls: Any) -> tuple[str, ...]:
-    """Of a network class's forward, without self."""
-    return tuple(inspect.signature(cls.forward).parameters)[1:]
+def argument_names(function: Any) -> tuple[str, ...]:
+    """Of a method as its class has it, without self."""
+    return tuple(inspect.signature(function).parameters)[1:]
 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -205,4 +232,4 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     if hasattr(inner, "get_base_model"):  # peft
         inner = inner.get_base_model()
     cls: Any = type(inner)
-    return {**dict(zip(argument_names(cls), args, strict=False)), **kwargs}
+    return {**dict(zip(argument_names(cls.forward), args, strict=False)), **kwargs}

@@ -38,8 +38,21 @@ class Layout:
         """x (B, ...) of these rows, in the shape that the scheduler sees."""
         sample = arguments[self.adapter.sample]
         if self.listed:
-            return torch.stack([sample[i] for i in index]).squeeze(2)
-        return self.split(pick(sample, index))[0]
+            return torch.stack([drawn(sample[i]) for i in index]).squeeze(2)
+        x = self.split(pick(sample, index))[0]
+        return x if self.adapter.part is None else self._part(x).clone()  # for some pipelines write into theirs
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        """A view of what the scheduler steps."""
+        return tensor if self.adapter.part is None else self.adapter.part(self.pipe, tensor)
+
+    def _whole(self, part: Tensor, like: Tensor) -> Tensor:
+        """A tensor like `like` with the scheduler's part replaced."""
+        if self.adapter.part is None:
+            return part.to(like.dtype)
+        whole = like.clone()
+        self._part(whole).copy_(part)
+        return whole
 
     def split(self, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
         """The channels of x, and the others if there are any."""
@@ -65,9 +78,9 @@ class Layout:
         name = self.adapter.sample
         sample = arguments[name]
         if self.listed:
-            return {**arguments, name: [row.unsqueeze(1).to(sample[0].dtype) for row in x]}
-        rest = self.split(sample)[1]
-        x = x.to(sample.dtype)
+            return {**arguments, name: [redrawn(s, row.unsqueeze(1)) for s, row in zip(sample, x, strict=True)]}
+        before, rest = self.split(sample)
+        x = self._whole(x, before)
         return {**arguments, name: x if rest is None else torch.cat([x, rest], self.adapter.channel_axis)}
 
     def native_of(self, output: Any) -> tuple[Tensor, Tensor | None]:
@@ -77,6 +90,7 @@ class Layout:
             native, rest = torch.stack([t.float() for t in raw]).squeeze(2), None
         else:
             native, rest = self.split(raw)
+            native = self._part(native)
         return (-native if self.adapter.flip else native), rest
 
     def output_of(self, native: Tensor, copies: int, rest: Tensor | None, arguments: Arguments) -> Any:
@@ -86,6 +100,8 @@ class Layout:
         if self.listed:
             answer: Any = list(native.unsqueeze(2)) * copies
         else:
+            if self.adapter.part is not None:
+                native = self._whole(native, self.split(arguments[self.adapter.sample][: len(native)])[0])
             rest = self._nothing(native) if rest is None else rest
             if rest is not None:
                 native = torch.cat([native, rest.to(native.dtype)], self.adapter.channel_axis)
@@ -102,6 +118,17 @@ class Layout:
         if self.given is None or count is None or self.given <= count or self.adapter.channel_axis != 1:
             return None
         return native.new_zeros(len(native), self.given - count, *native.shape[2:])
+
+
+def drawn(sample: Tensor | Sequence[Tensor]) -> Tensor:
+    """What is drawn of a listed sample: pictures that are given come before it."""
+    return sample if isinstance(sample, Tensor) else sample[-1]
+
+
+def redrawn(sample: Tensor | Sequence[Tensor], x: Tensor) -> Tensor | list[Tensor]:
+    """The sample with another x."""
+    x = x.to(drawn(sample).dtype)
+    return x if isinstance(sample, Tensor) else [*sample[:-1], x]
 
 
 def pick(tensor: Tensor, index: Sequence[int]) -> Tensor:
@@ -142,5 +169,5 @@ def unfolded(index: Sequence[int], frames: int) -> Sequence[int]:
 
 def match_time(time: Any, times: Sequence[float], to_network: Callable[[float], float]) -> int:
     """Where in the scheduler's list a network's time stands (the first place, where it stands twice)."""
-    value = float(time.reshape(-1)[0]) if isinstance(time, Tensor) else float(time)
+    value = float(time.max()) if isinstance(time, Tensor) else float(time)  # given frames have lower times
     return min(range(len(times)), key=lambda i: abs(to_network(times[i]) - value))

@@ -15,11 +15,16 @@ from ...errors import UsageError
 from ...samplers.prediction import Parameterization, Prediction, predicted_by, working_precision
 from ...samplers.schedule import Level, from_scheduler
 from ...samplers.stock import Call, calls_of, keeps_scaled
+from ..compose import parts_of
 from ..dialogue import Dialogue, Wanted, grad_mode
 from ..memory import Memory
+from ..packing import Packing
+from ..prompts import is_prompt, text_of
 from ..rule import Ask, Context, Rule, Unguided
 from .adapter import Arguments
-from .layouts import Layout, is_range, match_time, pick, pick_rows
+from .layouts import Layout, drawn, is_range, match_time, pick, pick_rows
+from .origin import origin_of, prompts_of
+from .prompts import encoded, with_changes
 
 if TYPE_CHECKING:
     from .attach import attach
@@ -32,6 +37,8 @@ class Inputs:
     arguments: Arguments
     branches: tuple[str, ...]
     rows: int  # rows of the call; each branch has rows // len(branches)
+    module: Any  # the network that was called, where there are several
+    forward: Any  # its own
 
     @property
     def batch(self) -> int:
@@ -60,7 +67,7 @@ class Steering:
         self.inputs: list[Inputs] = []
         self.dialogue: Dialogue | None = None
         self.held: set[str] = set()  # branches that the pipeline has prepared in this run
-        self.original: Any = None  # the network's own forward
+        self.prompts: dict[str, Any] = {}  # what further prompts change in the conditional arguments, by branch
         self.whole: Any = None  # its output, where the call was the very one that the pipeline made
         self.extra: Tensor | None = None  # further output channels of the conditional rows (learned sigma)
 
@@ -76,11 +83,11 @@ class Steering:
 
     # -- the denoiser seam --------------------------------------------------------------------------------------------
 
-    def call(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, module: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         from .attach import named_arguments
 
-        self.original, self.whole = original, None
-        inputs = self._read(named_arguments(self.owner.module, args, kwargs))
+        self.whole = None
+        inputs = self._read(named_arguments(module, args, kwargs), module, original)
         self.inputs.append(inputs)
         self.held.update(inputs.branches)
         if self.dialogue is None:
@@ -94,7 +101,9 @@ class Steering:
             self._refuse_missing()
         return self._answer(inputs, result)
 
-    def _read(self, arguments: Arguments) -> Inputs:
+    def _read(self, arguments: Arguments, module: Any, forward: Any) -> Inputs:
+        if self.adapter.kept is not None:
+            arguments = self.adapter.kept(arguments)
         rows = len(arguments[self.adapter.sample])
         branches = self.adapter.branches_of(self.owner.pipe, arguments)
         if self.adapter.layout == "in turn":
@@ -104,7 +113,7 @@ class Steering:
                     f"{type(self.owner.pipe).__name__} made more network calls in a step than its adapter names"
                 )
             branches = (branches[turn],)
-        return Inputs(arguments, branches, rows)
+        return Inputs(arguments, branches, rows, module, forward)
 
     def _open(self, inputs: Inputs) -> Dialogue:
         if self.position is None:
@@ -126,12 +135,26 @@ class Steering:
             self.memory.seen_at(call.stage),
             record=self.record.open_step(call.step, call.level.rho) if call.stage == 0 else {},
             decode=self.owner.decode,
+            packing=self._packing(inputs, x),
+            origin=lambda: origin_of(self.owner.module, self.owner.scheduler, self.owner.pipe),
+            prompts=lambda: prompts_of(self.owner.pipe, len(x)),
         )
         rule = self.owner.rule
         if self._switched_off(inputs, rule):
             ctx.log(scale=1.0)
             rule = Unguided()
         return Dialogue(rule, ctx, self.record.evaluations)
+
+    def _packing(self, inputs: Inputs, x: Tensor) -> Packing | None:
+        """How tokens stand for pictures. Rules that need pictures are refused where nobody knows."""
+        find, rule = self.adapter.packing, self.owner.rule
+        packing = find(self.owner.pipe, inputs.arguments, x.shape[1]) if find and x.dim() == 3 else None
+        if rule.spatial and x.dim() < 4 and packing is None:
+            raise UsageError(
+                f"{spatial_part(rule)} needs rows and columns of pixels, and the x of {type(self.owner.pipe).__name__} "
+                f"is {tuple(x.shape)}, tokens whose grid its adapter does not know; use a rule such as cfg or apg"
+            )
+        return packing
 
     def _switched_off(self, inputs: Inputs, rule: Rule) -> bool:
         """Did the pipeline guide earlier in this run and has now stopped (a callback, a truncation of its own)? Then
@@ -160,8 +183,19 @@ class Steering:
         return any(self._branch_of(ask) in inputs.branches for inputs in self.inputs)
 
     def _branch_of(self, ask: Ask) -> str:
-        """A further network gets the conditional inputs."""
-        return "cond" if ask.branch in self.owner.networks else ask.branch
+        """A further network gets the conditional inputs; a further prompt changes their text."""
+        return "cond" if ask.branch in self.owner.networks or is_prompt(ask.branch) else ask.branch
+
+    def _edit_of(self, ask: Ask, arguments: Arguments) -> Any:
+        """The ask's own edit, of the further prompt's conditioning where it is one."""
+        if not is_prompt(ask.branch):
+            return ask.edit
+        if ask.branch not in self.prompts:
+            text = self.owner.prompts.get(ask.branch, text_of(ask.branch))
+            assert self.adapter.encode is not None  # refused when the rule was attached
+            self.prompts[ask.branch] = encoded(self.adapter.encode, self.owner.pipe, text, arguments)
+        changes, edit = self.prompts[ask.branch], ask.edit
+        return lambda given: with_changes(given, changes) if edit is None else edit(with_changes(given, changes))
 
     def _refuse_missing(self) -> None:
         assert self.dialogue is not None
@@ -182,9 +216,10 @@ class Steering:
             source = next(n for n, inputs in enumerate(self.inputs) if self._branch_of(w.ask) in inputs.branches)
             network = w.ask.branch if w.ask.branch in self.owner.networks else None
             with grad_mode(w.ask.grad):
-                inputs = self._edited(self.inputs[source], self._branch_of(w.ask), w.ask.edit)
+                edit = self._edit_of(w.ask, self.inputs[source].arguments)
+                inputs = self._edited(self.inputs[source], self._branch_of(w.ask), edit)
             index = inputs.indices(self._branch_of(w.ask), w.rows)
-            key = source, network, w.ask.at, w.ask.edit and w.ask, w.ask.patch, w.ask.grad
+            key = source, network, w.ask.at, edit and w.ask, w.ask.patch, w.ask.grad
             groups.setdefault(key, (inputs, []))[1].append((i, index))
         answers: dict[int, Tensor] = {}
         for (_, network, at, _, patch, grad), (inputs, members) in groups.items():
@@ -204,7 +239,7 @@ class Steering:
             return inputs
         arguments = self._arguments(inputs, inputs.indices(branch, None))
         edited = edit({k: arguments[k] for k in self.adapter.conditioned_by})
-        return Inputs({**arguments, **edited}, (branch,), inputs.batch)
+        return replace(inputs, arguments={**arguments, **edited}, branches=(branch,), rows=inputs.batch)
 
     def _rows(
         self, inputs: Inputs, name: str | None, at: Any, patch: Any, rows: Sequence[int], points: list[Any]
@@ -221,7 +256,7 @@ class Steering:
                 here = x[start : start + size]
                 here = torch.cat([here, here[-1:].expand(lacking, *here.shape[1:])]) if lacking else here
                 arguments = self._moved(arguments, at.level, here)
-            output = self._call(name, patch, arguments)
+            output = self._call(inputs, name, patch, arguments)
             if arguments is self.inputs[-1].arguments and name is None and patch is None:
                 self.whole = output
             native, extra = self.layout.native_of(output)
@@ -232,11 +267,11 @@ class Steering:
             self._keep_extra(torch.cat(further), inputs, rows)
         return working_precision(natives[0] if len(natives) == 1 else torch.cat(natives))
 
-    def _call(self, name: str | None, patch: Any, arguments: Arguments) -> Any:
-        network = self.owner.networks[name] if name else self.original
+    def _call(self, inputs: Inputs, name: str | None, patch: Any, arguments: Arguments) -> Any:
+        network = self.owner.networks[name] if name else inputs.forward
         if patch is None:
             return network(**arguments)
-        with patch.on(network if name else self.owner.module):
+        with patch.on(network if name else inputs.module):
             return network(**arguments)
 
     def _keep_extra(self, extra: Tensor, inputs: Inputs, rows: Sequence[int]) -> None:
@@ -252,10 +287,13 @@ class Steering:
         if len(rows) == inputs.rows and is_range(rows):
             return inputs.arguments
         batched, listed, folded = self.adapter.batched, self.layout.listed, self.adapter.folded
-        return {
+        arguments = {
             k: pick_rows(v, rows, inputs.rows, listed, k in folded) if k in batched else v
             for k, v in inputs.arguments.items()
         }
+        if self.adapter.picked is not None:
+            arguments |= self.adapter.picked(inputs.arguments, rows, inputs.rows)
+        return arguments
 
     def _moved(self, arguments: Arguments, level: Level, x: Tensor) -> Arguments:
         """The same rows at another x and level."""
@@ -263,7 +301,7 @@ class Steering:
         value = self.adapter.time_at(level)
         if isinstance(time, Tensor):  # whole numbers become floats: the level may lie between two of them
             dtype = time.dtype if time.is_floating_point() else torch.float32
-            time = torch.full(time.shape, value, dtype=dtype, device=time.device)
+            time = torch.where(time == time.max(), value, time.to(dtype))  # given frames keep their lower time
         else:
             time = value
         if self.kind.name.startswith("edm"):
@@ -279,30 +317,27 @@ class Steering:
         prediction = result or self.dialogue.known("cond")
         native = prediction.native if prediction is not None else self.dialogue.ctx.x
         sample = inputs.arguments[self.adapter.sample]
-        dtype = sample[0].dtype if isinstance(sample, list) else sample.dtype
+        dtype = drawn(sample[0]).dtype if isinstance(sample, list) else sample.dtype
         copies = len(inputs.branches)
         return self.layout.output_of(native.to(dtype), copies, self.extra, inputs.arguments)
 
     # -- the step seam ------------------------------------------------------------------------------------------------
 
-    def step(self, stock: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def step(self, stock: Any, arguments: Arguments) -> Any:
         """The stock step on the rule's prediction, then the shift, then the rule's own `after`."""
         dialogue, call = self.dialogue, self.calls[self.position or 0]
         assert dialogue is not None
-        if dialogue.result is None:
-            self._refuse_missing()
-        result = dialogue.result
-        assert result is not None
-        own = result.step_on
+        result = dialogue.result or self._alone(dialogue)
+        own, sample = result.step_on, arguments["sample"]
         copies = sample.shape[0] // own.native.shape[0]  # DiT steps both halves
+        arguments = {**arguments, "model_output": self._given(own, arguments["model_output"], copies)}
         if own.x is not dialogue.ctx.x:
-            sample = tiled(self._to_state(own.x, call.level), copies).to(sample.dtype)
+            arguments["sample"] = tiled(self._to_state(own.x, call.level), copies).to(sample.dtype)
         if self.owner.noise is not None and self.takes_generator:
-            kwargs["generator"] = self.owner.noise.generators("step", self.position or 0) * copies
+            arguments["generator"] = self.owner.noise.generators("step", self.position or 0) * copies
         if result.base is not None or own.x is not dialogue.ctx.x:
             self._predict_only()
-        given = self._given(own, model_output, copies)
-        out = stock(given, timestep, sample, *args, **kwargs)
+        out = stock(**arguments)
         before = out[0] if isinstance(out, tuple) else out.prev_sample
         after = self._finished(before, result, dialogue.ctx, call, copies)
         if after is not before:
@@ -312,12 +347,27 @@ class Steering:
             return out
         return (after, *out[1:]) if isinstance(out, tuple) else replace_sample(out, after)
 
+    def _alone(self, dialogue: Dialogue) -> Prediction:
+        """Of a pipeline that calls the network once a branch, and has not called it for some: it has stopped guiding (a
+        truncation of its own, a callback), and so does the rule. Where it never guided, that is refused."""
+        if not {self._branch_of(wanted.ask) for wanted in dialogue.missing()} <= self.held:
+            self._refuse_missing()
+        dialogue.close()
+        dialogue.ctx.record["scale"] = 1.0  # whatever the rule had said before
+        if (known := dialogue.known("cond")) is not None:
+            return known
+        result = Dialogue(Unguided(), dialogue.ctx, self.record.evaluations).advance(self._evaluate)
+        assert result is not None
+        return result
+
     def _given(self, own: Prediction, model_output: Tensor, copies: int) -> Tensor:
         """The prediction in the scheduler's terms, with the learned variance that the pipeline put beside its own."""
         native = own.native
         if self.kind is not self.wanted:
             native = Prediction(own.x, own.level, native, self.wanted).with_denoised(own.denoised).native
         native = tiled(native, copies).to(model_output.dtype)
+        if self.adapter.handed is not None:
+            native = self.adapter.handed(self.owner.pipe, native)
         variance = self.layout.beyond(model_output, native)
         return native if variance is None else torch.cat([native, variance], self.adapter.channel_axis)
 
@@ -351,6 +401,12 @@ class Steering:
         self.memory = self.memory.after(dialogue.ctx)
         self.position = (self.position or 0) + 1
         self.close()
+
+
+def spatial_part(rule: Rule) -> str:
+    """The name of a part of the rule that needs pictures."""
+    rules, modifiers = parts_of(rule)
+    return next((type(part).__name__ for part in (*rules, *modifiers) if part.spatial), type(rule).__name__)
 
 
 def tiled(x: Tensor, copies: int) -> Tensor:

@@ -108,4 +108,5 @@ def _print(result: Comparison) -> None:
         scores = [score.text if (score := cell.scores.get(name)) else "" for name in names]  # intervals: on the page
         evaluations = " + ".join(f"{count:.4g} {branch}" for branch, count in cell.run.evaluations.items())
         rows.append([cell.label, *scores, evaluations, f"{cell.run.seconds:.2f}"])
-    print_table(result.spec.title, ["setting", *names, "evaluations a picture", "seconds a picture"], rows, range(1, len(names) + 3))
+    columns = ["setting", *names, "evaluations a picture", "seconds a picture"]
+    print_table(result.spec.title, columns, rows, range(1, len(columns)))

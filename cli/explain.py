@@ -8,7 +8,7 @@ import typer
 
 
 def explain(guidance: Annotated[str, typer.Argument(help='A line of guidance, such as "apg + interval".')]) -> None:
-    """Say what a line of guidance does: formula, order, cost, where it is off, and what to cite.
+    """Say what a line of guidance does: formula, order, cost, what each setting does at its limits, what to cite.
 
     pilotage explain "apg:scale=10 + interval:low=0.3"
     """
@@ -23,17 +23,22 @@ def explain(guidance: Annotated[str, typer.Argument(help='A line of guidance, su
 
     def show(name: str, text: str) -> None:
         if text:
-            console.print(f"  [dim]{name:<12}[/dim]{escape(text)}")
+            console.print(f"  [dim]{escape(f'{name:<19}')}[/dim] {escape(text)}")
+
+    def shown(value: object) -> str:
+        return repr(value) if isinstance(value, str) and not value else str(value)
 
     def show_part(part: Part) -> None:
         console.print(f"\n[bold]{escape(part.name)}[/bold]: {escape(part.summary)}")
         console.print("".join(f"  {escape(line)}\n" for line in part.how.splitlines()), end="")
-        show("settings", ", ".join(f"{key}={value}" for key, value in part.settings.items()))
+        show("stage", part.stage)
         show("off at", part.off + (" (it is off here)" if part.is_off else ""))
         show("a step", part.cost)
         show("space", part.space)
-        show("paper", part.paper)
+        show("models", part.models)
         show("notes", part.notes)
+        for name, value in part.settings.items():
+            show(f"{name}={shown(value)}", part.limits.get(name, ""))
 
     console.print(f"[bold]{escape(found.line)}[/bold]")
     show("order", found.order)
@@ -41,3 +46,7 @@ def explain(guidance: Annotated[str, typer.Argument(help='A line of guidance, su
     show("re-noising", "with another prediction than the guided one (its base)" if found.shifts else "")
     for part in found.parts:
         show_part(part)
+    if found.references:
+        console.print("\n[bold]cite[/bold]")
+    for paper in found.references:
+        console.print(f"  {escape(paper)}")

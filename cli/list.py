@@ -30,12 +30,10 @@ def _rules() -> Rows:
     from ..registry import everything
 
     found = everything("guidance", RULES)
-    columns = ["rule", "what it does", "evaluations", "off at", "paper"]
-    return columns, [[n, s.summary, s.cost, _settings(s.off), s.paper] for n, s in found.items()]
-
-
-def _settings(settings: object) -> str:
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in dict(settings).items())  # type: ignore[call-overload]
+    columns = ["rule", "what it does", "needs", "evaluations", "space", "models", "paper"]
+    return columns, [
+        [n, s.summary, ", ".join(s.needs), s.cost, s.space, s.models or "all", s.paper] for n, s in found.items()
+    ]
 
 
 def _samplers() -> Rows:

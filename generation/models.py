@@ -97,8 +97,8 @@ def _embedded(dtype: torch.dtype) -> Any:
     return _zoo("embedded").load(dtype)
 
 
-def guidance_defaults(name: str) -> dict[str, dict[str, float]]:
-    """Settings of guidance rules that were measured on this model, by rule name."""
+def guidance_defaults(name: str) -> dict[str, dict[str, Any]]:
+    """Settings of guidance rules that suit this model, by rule name."""
     return _zoo("embedded").guidance_defaults() if name == "embedded" else {}
 
 

@@ -6,12 +6,15 @@ from typing import Any
 
 from .spec import RunSpec
 
+_ACT_ALONE = ("extra branch", "gradient", "conditioning")  # stages of modifiers that need no guidance to modify
+
 
 def notes(spec: RunSpec) -> list[str]:
     """One sentence for each setting of a spec that changes nothing."""
     from ..guidance.compose import parts_of
     from ..guidance.grammar import parse
     from ..guidance.rule import Unguided
+    from ..guidance.stages import stage_of
 
     rule = parse(spec.guidance)
     rules, modifiers = parts_of(rule)
@@ -20,7 +23,8 @@ def notes(spec: RunSpec) -> list[str]:
         said.append(f"the negative prompt has no effect: {spec.guidance} never evaluates the unconditional branch")
     if spec.weak and "weak" not in rule.needs:
         said.append(f"the weak network has no effect: {spec.guidance} does not use it; autoguidance does")
-    if modifiers and all(isinstance(part, Unguided) or is_off(part) for part in rules):
+    guides = any(stage_of(part) in _ACT_ALONE and not is_off(part) for part in modifiers)
+    if modifiers and not guides and all(isinstance(part, Unguided) or is_off(part) for part in rules):
         said.append(f"the modifiers in {spec.guidance!r} have no effect: there is no guidance to modify")
     if spec.strength != type(spec).model_fields["strength"].default and not spec.image:
         said.append("strength has no effect without image")

@@ -37,6 +37,10 @@ class Watched(Rule):
             self.see(ctx.step + 1, ctx.steps, prediction.denoised)
         return prediction
 
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return self.inner.spatial
+
 
 class _WatchedAfter(Watched):
     """For rules that also move x; the others must not seem to, for that costs a rounding."""

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from .attention.nag import NAG
     from .attention.nasa import NASA
     from .attention.pag import PAG
+    from .attention.s2 import S2
     from .attention.sag import SAG
     from .attention.seg import SEG
     from .attention.slg import SLG
     from .attention.tpg import TPG
+    from .attention.tsg import TSG
     from .autoguidance import Autoguidance
     from .calibrate import calibrate_adaptive
     from .cfg import CFG
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .explanation import explain
     from .fdg import FDG
     from .feedback import FeedbackGuidance
+    from .fitting import fit_linear
     from .gfcg import GFCGReconstruction
     from .gradient.classifier import ClassifierGuidance
     from .gradient.dps import DPS
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from .gradient.greedy import Greedy
     from .gradient.lgd import LGD
     from .gradient.mpgd import MPGD
+    from .gradient.ppap import PPAP, train_experts
     from .gradient.tfg import TFG
     from .gradient.ugd import UGD
     from .grammar import make, parse, spell
@@ -45,11 +49,15 @@ if TYPE_CHECKING:
     from .modifiers.icg import ICG
     from .modifiers.interval import Interval
     from .modifiers.linear import LinearAG, LinearCoefficients, LinearFit, Watch
+    from .modifiers.reflect import Reflect
     from .modifiers.rescale import Rescale
     from .modifiers.schedule import WeightSchedule
+    from .modifiers.sliding_window import SlidingWindow
     from .modifiers.threshold import DynamicThreshold
     from .perp_neg import PerpNeg
     from .pipelines import attach
+    from .pipelines.guiders import as_guider
+    from .policy import StepPolicy
     from .rectified import RectifiedCFGPP
     from .registry import RULES
     from .rule import Ask, Context, Modifier, Point, Rule, Unguided, changed, together
@@ -81,6 +89,7 @@ _WHERE = {
     "DynamicThreshold": "modifiers.threshold",
     "FDG": "fdg",
     "FeedbackGuidance": "feedback",
+    "fit_linear": "fitting",
     "HiGS": "modifiers.higs",
     "ICG": "modifiers.icg",
     "LinearAG": "modifiers.linear",
@@ -89,7 +98,11 @@ _WHERE = {
     "MamboG": "mambo",
     "PerpNeg": "perp_neg",
     "RectifiedCFGPP": "rectified",
+    "Reflect": "modifiers.reflect",
+    "S2": "attention.s2",
     "SEGA": "sega",
+    "SlidingWindow": "modifiers.sliding_window",
+    "StepPolicy": "policy",
     "TCFG": "tcfg",
     "Watch": "modifiers.linear",
     "ClassifierGuidance": "gradient.classifier",
@@ -100,6 +113,8 @@ _WHERE = {
     "Greedy": "gradient.greedy",
     "LGD": "gradient.lgd",
     "MPGD": "gradient.mpgd",
+    "PPAP": "gradient.ppap",
+    "train_experts": "gradient.ppap",
     "TFG": "gradient.tfg",
     "UGD": "gradient.ugd",
     "NAG": "attention.nag",
@@ -109,6 +124,8 @@ _WHERE = {
     "SEG": "attention.seg",
     "SLG": "attention.slg",
     "TPG": "attention.tpg",
+    "TSG": "attention.tsg",
+    "as_guider": "pipelines.guiders",
     "attach": "pipelines",
     "RULES": "registry",
     "Ask": "rule",

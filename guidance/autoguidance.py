@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+
+from ..errors import UsageError, nearest
 from .rule import Ask, Context, Guide, Rule
 from .scale import Scale, guided_rows, is_off, selected
+
+KINDS = ("network", "skip", "lora")
 
 
 @dataclass(frozen=True)
 class Autoguidance(Rule):
-    """weak + scale (cond - weak), with the same condition for both networks.
+    """cond + (scale - 1) (mix (cond - weak) + (1 - mix) (cond - uncond)), the same condition for both networks.
 
-    scale: 1 is off. Needs a second network called "weak": smaller or less trained, of the same latents; its failures
-    must point in the same direction as the strong one's. Works between networks that predict different quantities.
+    scale: 1 is off. mix: 1 is autoguidance, weak + scale (cond - weak); 0 is CFG; between, the paper's appendix B.2
+    shares the same scale out. weak: "network", a second one called "weak", smaller, less trained or with other averaged
+    weights (EMA), of the same latents; its failures must point in the same direction. Or the network itself, made
+    worse: "skip" leaves out `layers` (as in slg), "lora" switches its LoRA off. Works between networks that predict
+    different quantities.
     """
 
     scale: Scale = 2.0
+    mix: float = 1.0
+    weak: str = "network"
+    layers: str = ""
 
-    passes: ClassVar[int] = 3
-    needs: ClassVar[tuple[str, ...]] = ("cond", "weak")
+    passes: ClassVar[int] = 3  # 4 with both
+
+    def __post_init__(self) -> None:
+        if self.weak not in KINDS:
+            raise UsageError(f"unknown autoguidance:weak={self.weak!r}: {nearest(self.weak, KINDS)}")
+        if not 0 <= self.mix <= 1:
+            raise UsageError(f"autoguidance:mix={self.mix} lies outside [0, 1]; 1 is autoguidance, 0 is CFG")
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        weak = ("weak",) if self.weak == "network" and self.mix > 0 else ()
+        return ("cond", *weak, *(("uncond",) if self.mix < 1 else ()))
 
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
@@ -28,7 +49,18 @@ class Autoguidance(Rule):
             (cond,) = yield (Ask(),)
             return cond
         on = guided_rows(self.scale, ctx.x)
-        cond, weak = yield Ask(), Ask("weak", rows=on)
-        if weak.kind is not cond.kind:
-            weak = cond.with_denoised(weak.denoised)
-        return selected(cond.like(weak.native + ctx.column(self.scale) * (cond.native - weak.native)), on, cond)
+        shares = [(self.mix, self._worse(on)), (1 - self.mix, Ask("uncond", rows=on))]
+        asks = [ask for share, ask in shares if share > 0]
+        cond, *others = yield Ask(), *asks
+        first, *rest = (p if p.kind is cond.kind else cond.with_denoised(p.denoised) for p in others)
+        rival = torch.lerp(rest[0].native, first.native, self.mix) if rest else first.native
+        return selected(cond.like(rival + ctx.column(self.scale) * (cond.native - rival)), on, cond)
+
+    def _worse(self, rows: Any) -> Ask:
+        """The ask for the weak version."""
+        if self.weak == "network":
+            return Ask("weak", rows=rows)
+        from .attention.lora import WithoutLora
+        from .attention.slg import SkippedBlocks
+
+        return Ask(patch=SkippedBlocks(self.layers) if self.weak == "skip" else WithoutLora(), rows=rows)

@@ -32,7 +32,7 @@ class CFGZero(Rule):
     zero_steps: int = 1
     least_steps: int = 20
 
-    passes: ClassVar[int] = 4
+    passes: ClassVar[int] = 8
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
 
     def guide(self, ctx: Context) -> Guide:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import UsageError
+from .areas import confined, within
 from .cfg import CFG
 from .prompts import weighted
 from .rule import Ask, Context, Guide, Rule
@@ -17,16 +19,25 @@ class Composable(Rule):
 
     scale: of the main prompt; 1 with no further prompts is off. prompts: "hat:5 rain:-2" are the conditions
     "prompt:hat" and "prompt:rain"; a weight is 7.5 unless given, below 0 means not, 0 is off. The positive weights act
-    together like one large scale. Without further prompts it is CFG.
+    together like one large scale. Without further prompts it is CFG. areas: "hat:top rain:0-1/0.5-1" confines a prompt
+    to a part of the picture: left, right, top, bottom, centre, or shares of its width / height.
     """
 
     scale: Scale = 7.5
     prompts: str = ""
+    areas: str = ""
 
     passes: ClassVar[int] = 6  # with one further prompt; 3 for each
 
     def __post_init__(self) -> None:
-        weighted(self.prompts, 7.5)
+        known = {branch for branch, _ in weighted(self.prompts, 7.5)}
+        stray = [branch for branch in confined(self.areas) if branch not in known]
+        if stray:
+            raise UsageError(f"there is no prompt {stray[0].removeprefix('prompt:')!r} to confine; name it in prompts=")
+
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return bool(self.areas)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -39,6 +50,8 @@ class Composable(Rule):
             return (yield from CFG(self.scale).guide(ctx))
         cond, uncond, *others = yield Ask(), Ask("uncond"), *(Ask(branch) for branch, _ in prompts)
         guided = uncond.native + ctx.column(self.scale) * (cond.native - uncond.native)
-        for (_, weight), other in zip(prompts, others, strict=True):
-            guided = guided + weight * (other.native - uncond.native)
+        areas = confined(self.areas)
+        for (branch, weight), other in zip(prompts, others, strict=True):
+            term = weight * (other.native - uncond.native)
+            guided = guided + (term if branch not in areas else within(areas[branch], term, ctx))
         return cond.like(guided)

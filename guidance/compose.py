@@ -1,7 +1,7 @@
 """`rule + rule` adds offsets from the conditional prediction; `rule + modifier` wraps.
 
-The order of the text does not matter: rules are sorted by name, and modifiers by their `order` (innermost first), as
-the stage order of the field has it: direction, weight schedule, post-fix, adaptive decision, interval.
+The order of the text does not matter: rules are sorted by name, and modifiers by their `order` (innermost first), which
+`stages.py` names. Pairs that do not go together (`conflicts.py`) are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..errors import UsageError
-from .rule import Ask, Context, Guide, Modifier, Rule, together
+from .conflicts import conflict
+from .rule import Ask, Context, Guide, Modifier, Origin, Rule, together
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Sum(Rule):
     def shifts(self) -> bool:  # type: ignore[override]
         return any(part.shifts for part in self.parts)
 
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return any(part.spatial for part in self.parts)
+
     def guide(self, ctx: Context) -> Guide:
         guides = [part.guide(ctx.scoped(i)) for i, part in enumerate(self.parts)]
         first, *others = yield from together(*guides)
@@ -46,6 +51,10 @@ class Sum(Rule):
         for i, part in enumerate(self.parts):
             x = part.after(ctx.scoped(i), x)
         return x
+
+    def refuse(self, origin: Origin) -> None:
+        for part in self.parts:
+            part.refuse(origin)
 
     @property
     def moves(self) -> bool:
@@ -73,6 +82,8 @@ def compose(*pieces: Rule) -> Rule:
     if sum(rule.shifts for rule in rules) > 1:
         names = ", ".join(type(rule).__name__ for rule in rules if rule.shifts)
         raise UsageError(f"{names} each re-noise in their own way and cannot be added; keep one of them")
+    if reason := conflict([*rules, *modifiers]):
+        raise UsageError(reason)
     twice = [kind.__name__ for kind, count in Counter(map(type, modifiers)).items() if count > 1]
     if twice:
         raise UsageError(f"the modifier {twice[0]} stands twice; keep one")

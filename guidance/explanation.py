@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..registry import everything
 from .compose import parts_of
+from .dry_run import dry_run
 from .grammar import name_of, parse, spell
 from .registry import RULES
 from .rule import Rule, settings_of
+from .stages import stage_of
 
 
 @dataclass(frozen=True)
@@ -19,25 +22,30 @@ class Part:
 
     name: str
     modifier: bool
+    stage: str  # where in a step it acts
     summary: str
     how: str  # the docstring of its class: formula and settings
     settings: Mapping[str, Any]
+    limits: Mapping[str, str]  # what each setting does at its ends
     off: str  # where it does nothing, such as "scale=1"; "" where it always acts
     is_off: bool
     cost: str
     space: str
     paper: str
     notes: str
+    models: str
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A line of guidance. parts: in the order in which they act, directions first, then modifiers from inside out."""
+    """A line of guidance. parts: in the order in which they act, directions first, then modifiers from inside out.
+    asks: the evaluations of its dearest step, by kind."""
 
     line: str
     parts: tuple[Part, ...]
     needs: tuple[str, ...]
     shifts: bool
+    asks: Mapping[str, int]
 
     @property
     def order(self) -> str:
@@ -50,8 +58,14 @@ class Explanation:
 
     @property
     def evaluations(self) -> str:
-        """Rows of a full step for one picture, such as `2 a picture and step at most: cond, uncond`."""
-        return f"{len(self.needs)} a picture and step at most: {', '.join(self.needs)}"
+        """Rows of the dearest step for one picture, such as `2 a picture and step at most: cond, uncond`."""
+        kinds = [kind if count == 1 else f"{count} {kind}" for kind, count in self.asks.items()]
+        return f"{sum(self.asks.values())} a picture and step at most: {', '.join(kinds) or 'none'}"
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What to cite, each once."""
+        return tuple(dict.fromkeys(part.paper for part in self.parts if part.paper))
 
 
 def explain(rule: Rule | str) -> Explanation:
@@ -59,26 +73,37 @@ def explain(rule: Rule | str) -> Explanation:
     rule = parse(rule) if isinstance(rule, str) else rule
     rules, modifiers = parts_of(rule)
     parts = [_part(piece, False) for piece in rules] + [_part(piece, True) for piece in modifiers]
-    return Explanation(spell(rule), tuple(parts), tuple(rule.needs), rule.shifts)
+    return Explanation(spell(rule), tuple(parts), tuple(rule.needs), rule.shifts, _asks(rule))
+
+
+def _asks(rule: Rule) -> Mapping[str, int]:
+    """The evaluations of the dearest step; the branches, once each, where a rule cannot be run without its model."""
+    try:
+        return max((step.kinds for step in dry_run(rule)), key=lambda kinds: kinds.total())
+    except Exception:  # a classifier that wants real pictures, coefficients of other steps: not this line's fault
+        return dict.fromkeys(rule.needs, 1)
 
 
 def _part(rule: Rule, modifier: bool) -> Part:
     name = name_of(rule)
-    spec = RULES.get(name)
+    spec = everything("guidance", RULES).get(name)
     off: Mapping[str, Any] = spec.off if spec else {}
     settings = settings_of(rule)
     return Part(
         name,
         modifier,
+        stage_of(rule),
         (spec.summary if spec else type(rule).__name__).removeprefix("modifier: "),
         inspect.getdoc(type(rule)) or "",
         settings,
+        spec.limits if spec else {},
         ", ".join(f"{key}={_plain(value)}" for key, value in off.items()),
         bool(off) and all(settings.get(key) == value for key, value in off.items()),
         spec.cost if spec else "",
         spec.space if spec else "",
         spec.paper if spec else "",
         spec.notes if spec else "",
+        spec.models if spec else "",
     )
 
 

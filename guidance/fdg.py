@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .apg import projected
 from .rule import Ask, Context, Guide, Rule
 from .scale import Scale, is_off, selected
-from .spatial import from_pyramid, pyramid, refuse_vectors
+from .spatial import as_given, as_pictures, from_pyramid, pyramid
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FDG(Rule):
     levels: int = 2
     parallel: float = 1.0
 
-    passes: ClassVar[int] = 13
+    passes: ClassVar[int] = 22
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
     spatial: ClassVar[bool] = True
 
@@ -42,18 +42,18 @@ class FDG(Rule):
         if is_off(self.scale) and is_off(self.low_scale):
             (cond,) = yield (Ask(),)
             return cond
-        refuse_vectors(ctx.x, "fdg")
         high, low = self._weights(self.scale, ctx), self._weights(self.low_scale, ctx)
         on = (high != 0) | (low != 0) if isinstance(self.scale, tuple) or isinstance(self.low_scale, tuple) else None
         cond, uncond = yield Ask(), Ask("uncond", rows=on)
         target = cond.denoised
-        bands = pyramid(target - uncond.denoised, self.levels)
-        towards = pyramid(target, self.levels) if self.parallel != 1 else bands
+        bands = pyramid(as_pictures(target - uncond.denoised, ctx, "fdg"), self.levels)
+        towards = pyramid(as_pictures(target, ctx, "fdg"), self.levels) if self.parallel != 1 else bands
+        flat = replace(ctx, x=as_pictures(ctx.x, ctx, "fdg"), packing=None)
         for i, band in enumerate(bands):
             share = i / (len(bands) - 1) if len(bands) > 1 else 0.0
-            weight = ctx.column(torch.lerp(high, low, share).to(band.dtype))
-            bands[i] = weight * projected(band, towards[i], self.parallel, 0.0, ctx)
-        return selected(cond.with_denoised(target + from_pyramid(bands)), on, cond)
+            weight = flat.column(torch.lerp(high, low, share).to(band.dtype))
+            bands[i] = weight * projected(band, towards[i], self.parallel, flat)
+        return selected(cond.with_denoised(target + as_given(from_pyramid(bands), ctx)), on, cond)
 
     def _weights(self, scale: Scale, ctx: Context) -> Tensor:
         """scale - 1, (B,)."""

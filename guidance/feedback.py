@@ -42,7 +42,7 @@ class FeedbackGuidance(Rule):
     temperature: float | None = None
     offset: float | None = None
 
-    passes: ClassVar[int] = 14
+    passes: ClassVar[int] = 16
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class PerpNeg(Rule):
     scale: Scale = 7.5
     negatives: str = ""
 
-    passes: ClassVar[int] = 8  # with one negative; 5 for each
+    passes: ClassVar[int] = 12  # with one negative
 
     def __post_init__(self) -> None:
         weighted(self.negatives, 1.0)

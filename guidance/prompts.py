@@ -1,7 +1,8 @@
 """Further prompts of a rule: names with weights in one line of text, and the branches they stand for.
 
 `"hat:5 beard:-2"` is the condition "prompt:hat" with weight 5 and "prompt:beard" with weight -2. In `Guided` they are
-conditions of that name: conditions={"cond": c, "uncond": u, "prompt:hat": h}.
+conditions of that name: conditions={"cond": c, "uncond": u, "prompt:hat": h}. Under `attach` the name is the text
+itself, an underscore a blank: `"a_red_hat:5"`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 from functools import lru_cache
 
 from ..errors import UsageError
+
+_FURTHER = "prompt:"
 
 
 @lru_cache(maxsize=256)
@@ -33,4 +36,14 @@ def weighted(text: str, default: float) -> tuple[tuple[str, float], ...]:
 
 def branch_of(name: str) -> str:
     """The branch of a further prompt; "cond" and "uncond" are themselves."""
-    return name if name in ("cond", "uncond") else f"prompt:{name}"
+    return name if name in ("cond", "uncond") else f"{_FURTHER}{name}"
+
+
+def is_prompt(branch: str) -> bool:
+    """Is it the branch of a further prompt?"""
+    return branch.startswith(_FURTHER)
+
+
+def text_of(branch: str) -> str:
+    """The text that a branch's name stands for."""
+    return branch.removeprefix(_FURTHER).replace("_", " ")

@@ -30,7 +30,7 @@ class RectifiedCFGPP(Rule):
     growth: float = 0.0
     mode: str = "paper"
 
-    passes: ClassVar[int] = 6
+    passes: ClassVar[int] = 4
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
 
     def __post_init__(self) -> None:

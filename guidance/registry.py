@@ -7,10 +7,12 @@ from .apg import APG
 from .attention.nag import NAG
 from .attention.nasa import NASA
 from .attention.pag import PAG
+from .attention.s2 import S2
 from .attention.sag import SAG
 from .attention.seg import SEG
 from .attention.slg import SLG
 from .attention.tpg import TPG
+from .attention.tsg import TSG
 from .autoguidance import Autoguidance
 from .cfg import CFG
 from .cfg_mp import CFGMP
@@ -27,6 +29,7 @@ from .gradient.freedom import FreeDoM
 from .gradient.greedy import Greedy
 from .gradient.lgd import LGD
 from .gradient.mpgd import MPGD
+from .gradient.ppap import PPAP
 from .gradient.tfg import TFG
 from .gradient.ugd import UGD
 from .image_cfg import ImageCFG
@@ -37,10 +40,13 @@ from .modifiers.higs import HiGS
 from .modifiers.icg import ICG
 from .modifiers.interval import Interval
 from .modifiers.linear import LinearAG
+from .modifiers.reflect import Reflect
 from .modifiers.rescale import Rescale
 from .modifiers.schedule import WeightSchedule
+from .modifiers.sliding_window import SlidingWindow
 from .modifiers.threshold import DynamicThreshold
 from .perp_neg import PerpNeg
+from .policy import StepPolicy
 from .rectified import RectifiedCFGPP
 from .rule import Unguided
 from .sega import SEGA
@@ -63,6 +69,10 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0},
         "any",
         "More adherence and less diversity as the scale grows; saturation and stains when it is too high.",
+        models="with a null branch",
+        limits={
+            "scale": "1 is off and evaluates one branch; 0 is the unconditional prediction; a tuple gives one a row",
+        },
     ),
     "apg": Spec(
         APG,
@@ -74,6 +84,13 @@ RULES: dict[str, Spec] = {
         "denoised",
         "Bears higher scales than CFG. eta=1, norm_threshold=0, momentum=0 is CFG. norm_threshold belongs to a model "
         "and a size; 0 switches it off.",
+        models="with a null branch",
+        limits={
+            "scale": "1 is off and evaluates one branch; 0 is the unconditional prediction; a tuple gives one a row",
+            "eta": "1 keeps the parallel part (CFG), 0 removes it",
+            "norm_threshold": "0 does not cap; the smaller it is above 0, the weaker the guidance",
+            "momentum": "0 has no memory; -1 and below does not settle",
+        },
     ),
     "cfg++": Spec(
         CFGPP,
@@ -84,6 +101,11 @@ RULES: dict[str, Spec] = {
         {"lam": 0.0},
         "denoised and noise",
         "lam=0 is unconditional; at fixed lam the strength grows with the number of steps, scale= does not.",
+        models="with a null branch",
+        limits={
+            "lam": "0 is the unconditional model; 1 aims at the conditional estimate and is not off",
+            "scale": "0 is the unconditional model; instead of lam, in CFG units",
+        },
     ),
     "autoguidance": Spec(
         Autoguidance,
@@ -93,7 +115,15 @@ RULES: dict[str, Spec] = {
         ("weak",),
         {"scale": 1.0},
         "any",
-        "Raises quality and keeps variety: both networks see the same condition. Needs a second network.",
+        "Raises quality and keeps variety: both networks see the same condition. Needs a second network (a checkpoint, "
+        "EMA weights), or weak=skip, weak=lora of the same one; mix=0.5 shares the scale with CFG.",
+        models="any that has a weaker version of itself",
+        limits={
+            "scale": "1 is off and evaluates one network; 0 is the weak one; a tuple gives one a row",
+            "mix": "1 is autoguidance alone; 0 is CFG, without the weak network",
+            "weak": "network is a second one; skip leaves layers out, lora switches a LoRA off",
+            "layers": '"" is the default of slg; with weak=skip only',
+        },
     ),
     "image-cfg": Spec(
         ImageCFG,
@@ -104,6 +134,11 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0, "image_scale": 1.0},
         "any",
         "For pipelines with three branches. Equal scales are CFG.",
+        models="InstructPix2Pix and its like",
+        limits={
+            "scale": "1 with image_scale=1 is off; 0 takes the text's direction away",
+            "image_scale": "1 adds nothing for the picture; equal to scale it is CFG",
+        },
     ),
     "adaptive": Spec(
         Adaptive,
@@ -114,6 +149,11 @@ RULES: dict[str, Spec] = {
         {"threshold": 2.0},
         "noise",
         "threshold above 1 never drops. The right threshold belongs to a model; calibrate it.",
+        models="with a null branch, or with a weak network",
+        limits={
+            "threshold": "above 1 never drops (the rule inside); -1 drops every row after the first step",
+            "space": "noise is the paper's, denoised tells late steps apart better",
+        },
     ),
     "interval": Spec(
         Interval,
@@ -123,6 +163,11 @@ RULES: dict[str, Spec] = {
         off={"low": 0.0, "high": float("inf")},
         space="any",
         notes="low < rho <= high. unit=step or unit=fraction count steps instead and move with their number.",
+        limits={
+            "low": "0 has no lower end",
+            "high": "inf has no upper end; where it equals low nothing is guided",
+            "unit": "rho keeps its meaning when the steps change; step and fraction do not",
+        },
     ),
     "rescale": Spec(
         Rescale,
@@ -132,6 +177,10 @@ RULES: dict[str, Spec] = {
         off={"phi": 0.0},
         space="declared",
         notes="phi=0 is off, 1 matches fully and looks flat.",
+        limits={
+            "phi": "0 is off; 1 matches the conditional deviation exactly and looks flat",
+            "space": "native is what the network predicts; the result depends on it",
+        },
     ),
     "schedule": Spec(
         WeightSchedule,
@@ -141,6 +190,12 @@ RULES: dict[str, Spec] = {
         off={"shape": "constant"},
         space="any",
         notes="Rising shapes (linear, cosine) are the recommended ones.",
+        limits={
+            "shape": "constant is off",
+            "floor": "the least scale; above every scheduled value it is a constant scale",
+            "power": "of the shapes power and exponential alone; 0 makes exponential constant",
+            "of": "excess never falls below 1; scale starts at the null prediction where the shape starts at 0",
+        },
     ),
     "cfg-zero": Spec(
         CFGZero,
@@ -152,6 +207,12 @@ RULES: dict[str, Spec] = {
         "velocity",
         "Zero steps act at every scale, need a flow model and at least 20 steps (least_steps); zero_steps=0 is the "
         "scaled null alone.",
+        models="flow models with a null branch",
+        limits={
+            "scale": "1 is off but for the zero steps; a tuple gives one a row",
+            "zero_steps": "0 is none; as many as the run has deletes it",
+            "least_steps": "shorter runs have no zero steps; 0 allows them always",
+        },
     ),
     "tcfg": Spec(
         TCFG,
@@ -162,6 +223,10 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0},
         "velocity",
         "On the velocity of a flow model, else on the noise. One knob: the scale.",
+        models="with a null branch",
+        limits={
+            "scale": "1 is off and evaluates one branch; 0 is the damped unconditional one; a tuple gives one a row",
+        },
     ),
     "fdg": Spec(
         FDG,
@@ -173,6 +238,13 @@ RULES: dict[str, Spec] = {
         "denoised",
         "The paper's scale and low_scale: SD 2.1 and SD3 7, 3; SDXL 10, 5; DiT-XL 2, 1. Needs pictures, not packed "
         "tokens (Flux).",
+        models="with a null branch, picture latents",
+        limits={
+            "scale": "1 leaves the fine band conditional; equal to low_scale it is CFG",
+            "low_scale": "1 leaves the coarse band conditional",
+            "levels": "1 has one band: CFG of scale",
+            "parallel": "1 keeps the parallel part of each band, 0 removes it",
+        },
     ),
     "mambo-g": Spec(
         MamboG,
@@ -183,6 +255,11 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0},
         "native",
         "For velocity models; the damping depends on what the network predicts. damping=0 is CFG.",
+        models="flow and v models with a null branch",
+        limits={
+            "scale": "1 is off and evaluates one branch; a tuple gives one a row",
+            "damping": "0 is CFG; a large one switches guidance off where the branches differ",
+        },
     ),
     "feedback": Spec(
         FeedbackGuidance,
@@ -190,9 +267,19 @@ RULES: dict[str, Spec] = {
         "Koulischer et al. 2025, 2506.06085",
         "2M",
         ("uncond",),
-        {"prior": 1.0},
+        {"prior": 1.0, "scale": 1.0},
         "any",
         "prior=1 is off. Derived for stochastic samplers of one evaluation a step.",
+        models="with a null branch",
+        limits={
+            "prior": "1 is off (plain CFG of scale); towards 0 the first scale grows as 1 / prior",
+            "start": "towards 1 the offset grows without bound",
+            "peak": "share of the run whose step variance sets the temperature",
+            "most": "towards 1 there is no feedback",
+            "scale": "1 adds no ordinary CFG",
+            "temperature": "0 does not listen to the steps; None follows from peak",
+            "offset": "0 does not drift; None follows from prior and start",
+        },
     ),
     "perp-neg": Spec(
         PerpNeg,
@@ -203,6 +290,11 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0, "negatives": ""},
         "any",
         "negatives='blur:1.5 hands' are the conditions prompt:blur and prompt:hands; uncond must be the empty prompt.",
+        models="with a null branch, with further prompts",
+        limits={
+            "scale": "0 is the unconditional prediction; 1 with no negatives is off",
+            "negatives": '"" is CFG; a weight of 0 leaves its prompt out',
+        },
     ),
     "composable": Spec(
         Composable,
@@ -212,8 +304,14 @@ RULES: dict[str, Spec] = {
         ("uncond",),
         {"scale": 1.0, "prompts": ""},
         "any",
-        "prompts='hat:5 rain:-2' are the conditions prompt:hat and prompt:rain. Positive weights add up to one large "
-        "scale.",
+        "prompts='a_red_hat:5 rain:-2' are the conditions prompt:a_red_hat and prompt:rain, encoded by the pipeline; "
+        "areas='rain:top' confines one. Positive weights add up to one large scale.",
+        models="with a null branch, with further prompts",
+        limits={
+            "scale": "0 leaves the further prompts alone; 1 with none of them is off",
+            "prompts": '"" is CFG; a weight of 0 leaves its prompt out, below 0 means not',
+            "areas": '"" confines nothing; an area is left, right, top, bottom, centre, or x0-x1/y0-y1',
+        },
     ),
     "sega": Spec(
         SEGA,
@@ -224,6 +322,15 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0, "concepts": ""},
         "noise",
         "concepts='smile:5 glasses:-5' are the conditions prompt:smile and prompt:glasses. One warm-up for all.",
+        models="with a null branch, with further prompts",
+        limits={
+            "scale": "of the CFG; 1 without concepts is off",
+            "concepts": '"" is CFG; a weight of 0 leaves its concept out, below 0 takes away',
+            "share": "0 keeps every entry; 1 only the largest of each channel",
+            "warmup": "0 acts from the first step; the number of steps or more is CFG",
+            "momentum": "0 has no memory",
+            "inertia": "0 remembers the last step alone; 1 never gathers",
+        },
     ),
     "rectified-cfg++": Spec(
         RectifiedCFGPP,
@@ -234,6 +341,12 @@ RULES: dict[str, Spec] = {
         {"weight": 0.0},
         "velocity",
         "Flow models only, Euler steps. Experimental: the value of growth is not confirmed.",
+        models="flow models with a null branch",
+        limits={
+            "weight": "0 is off and evaluates one branch",
+            "growth": "0 is a constant weight; above it the weight starts at 0 and grows as noise falls",
+            "mode": "paper looks half a step ahead, released a whole one with jitter",
+        },
     ),
     "cfg-mp": Spec(
         CFGMP,
@@ -243,7 +356,18 @@ RULES: dict[str, Spec] = {
         ("uncond",),
         {"scale": 1.0, "iterations": 0},
         "velocity",
-        "Flow models only. Experimental: independent tests found no gain at equal evaluations.",
+        "Flow models only. mixing=anderson is MP+. Experimental: independent tests found no gain at equal evaluations; "
+        "ridge's scale and the sign in place=after are not confirmed.",
+        models="flow models with a null branch",
+        limits={
+            "scale": "1 guides no step; the iterations stay",
+            "iterations": "0 is CFG; each costs two evaluations",
+            "high": "1 always starts with the unconditional flow; 0 with the conditional one",
+            "low": "1 has no iterations at all; 0 has them at every step",
+            "mixing": "none is CFG-MP, anderson MP+",
+            "ridge": "large is as good as no mixing; 0 lets small changes mix freely; its scale is not confirmed",
+            "place": "before the step is the released order; after it, another reading of the paper",
+        },
     ),
     "threshold": Spec(
         DynamicThreshold,
@@ -253,6 +377,12 @@ RULES: dict[str, Spec] = {
         off={"percentile": 0.0},
         space="denoised",
         notes="For pixel models; on latents with mimic_scale, a lower scale whose range is kept.",
+        models="pixel models; latents with mimic_scale",
+        limits={
+            "percentile": "0 is off; 1 divides by the largest entry and clips nothing",
+            "ceiling": "1 is plain clipping to [-1, 1]; inf has no cap",
+            "mimic_scale": "0 is the form for pixels; equal to the rule's scale it changes little",
+        },
     ),
     "higs": Spec(
         HiGS,
@@ -262,6 +392,15 @@ RULES: dict[str, Spec] = {
         off={"weight": 0.0},
         space="denoised",
         notes="Experimental: settings belong to a model. Doubles what multistep solvers and momentum do.",
+        limits={
+            "weight": "0 is off",
+            "average": "1 remembers the last step alone; towards 0 it hardly gathers",
+            "low": "noise levels t = rho / (1 + rho) at and below are left alone",
+            "high": "levels above are left alone; 1 has no upper end",
+            "parallel": "0 removes the part along the estimate, 1 keeps it",
+            "cutoff": "-inf filters nothing",
+            "sharpness": "0 halves every frequency alike; large cuts at once",
+        },
     ),
     "cads": Spec(
         CADS,
@@ -272,6 +411,15 @@ RULES: dict[str, Spec] = {
         space="conditioning",
         notes="lost must lie below 1 for the first steps to lose the condition. Whether the paper noises the null "
         "branch is not confirmed (apply_to).",
+        models="conditioned by embeddings",
+        limits={
+            "noise": "0 is off (with mix=1); large loses the condition",
+            "clear": "1 never adds noise",
+            "lost": "0 with clear=0 loses the condition throughout; above 1 never wholly",
+            "mix": "1 restores mean and deviation, 0 does not",
+            "apply_to": "cond leaves the null branch alone",
+            "seed": "another draw",
+        },
     ),
     "icg": Spec(
         ICG,
@@ -281,6 +429,12 @@ RULES: dict[str, Spec] = {
         off={"draw": "off"},
         space="any",
         notes="For models without a null branch. Experimental: that the draw is new at each step is not confirmed.",
+        models="without a null branch: distilled, or trained without dropout",
+        limits={
+            "draw": "off is off; run draws once",
+            "classes": "0 draws an embedding; above it a class number",
+            "seed": "another draw",
+        },
     ),
     "linear": Spec(
         LinearAG,
@@ -289,95 +443,222 @@ RULES: dict[str, Spec] = {
         "1.25M on average",
         off={"file": ""},
         space="noise",
-        notes="Needs coefficients fitted for the model, sampler, steps, scale and null prompt (LinearFit). "
+        notes="Needs coefficients fitted for the model, rule, sampler, steps and null prompt (pilotage fit-linear-ag). "
         "Experimental: scalar coefficients are our reading.",
+        models="with a null branch, with a fit of their own",
+        limits={
+            "file": '"" is off',
+            "every": "1 never estimates",
+            "guided": "1 guides to the end; 0 never does",
+            "model": '"" is not told; else compared with the file',
+            "scheduler": '"" is not told; else compared with the file',
+            "null_prompt": '"" is not told; else compared with the file',
+        },
     ),
     "gfcg-reconstruction": Spec(
         GFCGReconstruction,
         "gradient-free classifier guidance, our reconstruction: the rival class in the null's place",
         "after Shenoy et al. 2026, 2411.15393 (abstract only)",
         "2M + a classifier",
+        needs=("classifier",),
         off={"scale": 1.0},
         space="any",
-        notes="The formulas are ours. The classifier is given in Python; form=autoguidance costs as much as that does.",
+        notes="The formulas are ours. The embedded model brings a classifier and takes its prompts for the target; any "
+        "other classifier is given in Python. form=autoguidance costs as much as that does.",
+        models="class-conditional, or prompts that stand for classes",
+        limits={
+            "classifier": '"" is off; guide is the embedded model\'s',
+            "target": "a class, or one a row; caption with guide",
+            "scale": "1 is off; without confusion the scale is 1 as well",
+            "form": "what stands in the null's place: the rival class, or uncond or weak in rows that are not confused",
+            "law": "constant uses scale always",
+            "sure": "above 1 every row is confused; 0 none that leads",
+            "start": "0 asks the classifier from the first step, 1 never",
+            "conditions": "None reads class numbers",
+            "reads": "pictures decodes the clean estimate, latents does not; noisy is x itself",
+        },
     ),
     "classifier": Spec(
         ClassifierGuidance,
         "modifier: the gradient of a noise-aware classifier, added to the score",
         "Dhariwal & Nichol 2021, 2105.05233",
         "+ 1 classifier gradient",
+        needs=("classifier",),
         off={"weight": 0.0},
         space="noise",
-        notes="classifier=guide,target=star is the embedded model's; any other is given in Python.",
+        notes="The embedded model brings a classifier and takes its prompts for the target, or target=star; any other "
+        "is given in Python.",
+        models="any with a noise-aware classifier of its latents",
+        limits={
+            "classifier": '"" is off; guide is the embedded model\'s',
+            "target": "a class, or one a row; caption or an attribute with guide",
+            "weight": "0 is off; 1 is Bayes' rule",
+            "form": "score works on any sampler, ancestral shifts the mean",
+        },
+    ),
+    "ppap": Spec(
+        PPAP,
+        "modifier: classifier guidance by experts for ranges of noise, made without data",
+        "Go et al. 2023, 2212.05973",
+        "+ 1 classifier gradient",
+        needs=("classifier",),
+        off={"weight": 0.0},
+        space="noise",
+        notes="The experts are made in Python: guidance.gradient.ppap.train_experts, from any classifier of clean data "
+        "and samples of the model itself.",
+        limits={
+            "classifier": '"" is off',
+            "target": "a class, or one a row",
+            "weight": "0 is off; 1 is Bayes' rule",
+            "form": "score works on any sampler, ancestral shifts the mean",
+        },
     ),
     "elucd": Spec(
         EluCD,
         "modifier: the gradient of an ordinary classifier of clean pictures",
         "Ma et al. 2024, 2310.11311",
         "+ 1 classifier gradient",
+        needs=("classifier",),
         off={"weight": 0.0},
         space="denoised",
-        notes="The classifier is given in Python, smoothed first. form=ancestral, edm or score.",
+        notes="The embedded model brings a classifier and takes its prompts for the target; any other is given in "
+        "Python, smoothed first. form=ancestral, edm or score.",
+        models="any with a classifier of clean pictures",
+        limits={
+            "classifier": '"" is off; guide is the embedded model\'s',
+            "target": "a class, or one a row; caption or an attribute with guide",
+            "weight": "0 is off; a tuple gives one a row",
+            "own": "0 leaves out the target's own logit",
+            "others": "0 is the joint direction; with own=1 and 1 it is the conditional one",
+            "bump": "0 has no bump in the middle of the run",
+            "form": "ancestral and edm move the step, score the noise",
+            "reads": "pictures decodes, latents does not",
+        },
     ),
     "dps": Spec(
         DPS,
         "modifier: diffusion posterior sampling, a loss through the denoiser",
         "Chung et al. 2023, 2209.14687",
         "as the rule + its backward pass",
+        needs=("loss",),
         off={"weight": 0.0},
         space="denoised",
         notes="loss=colour,target=red works in a line; masks, measurements, rewards are given in Python.",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "repeats": "1 is without time travel; each more costs another step's evaluations",
+            "weight": "0 is off; a tuple gives one a row",
+            "normalise": '"none" leaves the gradient as it is, "unit" keeps its direction alone',
+        },
     ),
     "lgd": Spec(
         LGD,
         "modifier: dps with a loss smoothed by noise",
         "Song et al. 2023 (ICML)",
         "as the rule + its backward pass, samples x the loss",
+        needs=("loss",),
         off={"weight": 0.0},
         space="denoised",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "repeats": "1 is without time travel; each more costs another step's evaluations",
+            "weight": "0 is off; a tuple gives one a row",
+            "samples": "1 draws one noise a look; many smooth the loss",
+            "spread": "0 does not smooth: the loss itself",
+        },
     ),
     "freedom": Spec(
         FreeDoM,
         "modifier: a loss through the denoiser, with time travel",
         "Yu et al. 2023, 2303.09833",
         "(as the rule + its backward pass) x repeats",
+        needs=("loss",),
         off={"weight": 0.0},
         space="denoised",
         notes="repeats=1 is without time travel.",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "repeats": "1 is without time travel; each more costs another step's evaluations",
+            "weight": "0 is off; a tuple gives one a row",
+            "growth": "constant does not vary",
+            "normalise": '"none" leaves the gradient as it is, "unit" keeps its direction alone',
+        },
     ),
     "ugd": Spec(
         UGD,
         "modifier: universal guidance, a loss forward into the score and backward from the clean estimate",
         "Bansal et al. 2023, 2302.07121",
         "(as the rule + its backward pass) x repeats",
+        needs=("loss",),
         off={"weight": 0.0, "backward": 0.0},
         space="noise",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "repeats": "1 is without time travel; each more costs another step's evaluations",
+            "weight": "0 has no forward part, and needs no graph of the network; with backward=0 it is off",
+            "backward": "0 has no backward part",
+            "steps": "0 has no backward part",
+        },
     ),
     "mpgd": Spec(
         MPGD,
         "modifier: a loss of the clean estimate, not through the denoiser, the noise kept",
         "He et al. 2024, 2311.16424",
         "as the rule + a gradient of the loss",
+        needs=("loss",),
         off={"weight": 0.0},
         space="denoised",
         notes="The cheapest of the family. Without the paper's autoencoder projection.",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "repeats": "1 is without time travel; each more costs another step's evaluations",
+            "weight": "0 is off; a tuple gives one a row",
+            "normalise": '"none" leaves the gradient as it is, "unit" keeps its direction alone',
+        },
     ),
     "tfg": Spec(
         TFG,
         "modifier: training-free guidance, dps, lgd, freedom and mpgd in one",
         "Ye et al. 2024, 2409.15761",
         "(as the rule + its backward pass) x repeats",
+        needs=("loss",),
         off={"rho": 0.0, "mu": 0.0},
         space="denoised",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "repeats": "1 is without time travel; each more costs another step's evaluations",
+            "rho": "0 needs no graph of the network; with mu=0 it is off",
+            "mu": "0 leaves the clean estimate alone; with spread=0 that is freedom",
+            "spread": "0 does not smooth",
+            "steps": "0 is as mu=0; 1 with rho=spread=0 is mpgd",
+            "samples": "1 draws one noise a look",
+            "growth": "constant does not vary",
+        },
     ),
     "greedy": Spec(
         Greedy,
         "modifier: a loss through k solver steps to data, between dps and end to end",
         "Blasingame & Liu 2025, 2502.08006",
-        "(k x the rule + its backward pass) x rounds + 1M; midpoint 2 k",
+        "(k x the rule + its backward pass) x rounds + the rule; midpoint 2 k",
+        needs=("loss",),
         off={"weight": 0.0},
         space="denoised",
         notes="k=1 with euler has the gradient of dps; midpoint is the recommended upgrade.",
+        limits={
+            "loss": '"" is off; a name needs its target',
+            "target": "what a named loss is after; unused by a loss given in Python",
+            "weight": "0 is off; a tuple gives one a row",
+            "k": "1 with euler has the gradient of dps; all steps that are left is end to end",
+            "solver": "midpoint costs twice as much and is nearer to the end",
+            "rounds": "0 is off",
+            "normalise": '"none" leaves the gradient as it is, "unit" keeps its direction alone',
+        },
     ),
     "pag": Spec(
         PAG,
@@ -388,6 +669,12 @@ RULES: dict[str, Spec] = {
         space="any",
         notes="Structure without a negative branch; alone it is branch guidance with scale 1 + weight. UNets, DiT, "
         "PixArt, SD3 and Flux.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux",
+        limits={
+            "weight": "0 is off and evaluates one branch; alone it is branch guidance of scale 1 + weight",
+            "layers": '"" is the default of the docstring; a number, name or path picks others, at least one',
+            "adaptive": "0 keeps the weight; large switches off after the first steps",
+        },
     ),
     "seg": Spec(
         SEG,
@@ -397,6 +684,12 @@ RULES: dict[str, Spec] = {
         off={"weight": 0.0},
         space="any",
         notes="sigma=0 leaves the queries alone, inf replaces them by their mean. Gentler than pag.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux",
+        limits={
+            "weight": "0 is off and evaluates one branch; alone it is branch guidance of scale 1 + weight",
+            "layers": '"" is the default of the docstring; a number, name or path picks others, at least one',
+            "sigma": "0 leaves the queries alone (no effect); inf makes them their mean",
+        },
     ),
     "slg": Spec(
         SLG,
@@ -407,6 +700,12 @@ RULES: dict[str, Spec] = {
         space="any",
         notes="SD3.5-Medium guides only early: + interval:low=0.01,high=0.2,unit=fraction. Overexposes at large "
         "weights; pair with rescale.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux",
+        limits={
+            "weight": "0 is off and evaluates one branch; alone it is branch guidance of scale 1 + weight",
+            "layers": '"" is the default of the docstring; a number, name or path picks others, at least one',
+            "skip": "block leaves out the whole block, attention its attention alone",
+        },
     ),
     "tpg": Spec(
         TPG,
@@ -416,6 +715,99 @@ RULES: dict[str, Spec] = {
         off={"weight": 0.0},
         space="any",
         notes="The permutations depend on seed and step alone. The default blocks of a transformer are ours.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux",
+        limits={
+            "weight": "0 is off and evaluates one branch; alone it is branch guidance of scale 1 + weight",
+            "layers": '"" is the default of the docstring; a number, name or path picks others, at least one',
+            "seed": "other permutations",
+        },
+    ),
+    "s2": Spec(
+        S2,
+        "S2-Guidance: CFG, and away from sub-networks drawn at random",
+        "Chen et al. 2025, 2508.12880",
+        "3M",
+        ("uncond",),
+        {"scale": 1.0, "weight": 0.0},
+        "any",
+        "Experimental: the paper's weight and what its window counts are not confirmed. scale=1 for a sum with another "
+        "rule.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux, of two transformer blocks or more",
+        limits={
+            "scale": "1 leaves CFG out and evaluates no null branch; a tuple gives one a row",
+            "weight": "0 is CFG; large ones over-correct",
+            "drop": "0 is CFG; above it at least one block is left out, near 1 all but the first",
+            "low": "0 has no lower end",
+            "high": "1 has no upper end; where it equals low only CFG is left",
+            "layers": '"" is every block but the first; a number, name or path picks others',
+            "seed": "other draws",
+        },
+    ),
+    "tsg": Spec(
+        TSG,
+        "time-step guidance: away from the network with noise on its time embedding",
+        "Sadat et al. 2025, 2407.02687",
+        "2M, 3M with cfg",
+        off={"weight": 0.0},
+        space="any",
+        notes="Needs no condition at all. Experimental: the paper's noise, power and layers are not confirmed, and its "
+        "noise is not in units of the embedding's deviation.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux",
+        limits={
+            "weight": "0 is off and evaluates one branch; alone it is branch guidance of scale 1 + weight",
+            "layers": '"" is every time embedder; where there are several a number, name or path picks others',
+            "noise": "0 leaves the time alone (no effect); large ones leave nothing of it",
+            "power": "0 is as strong at every step; large ones act on noisy steps alone",
+            "seed": "other noise",
+        },
+    ),
+    "policy": Spec(
+        StepPolicy,
+        "a choice for each step: cond, uncond, CFG of a scale, or CFG with an estimated null",
+        "Castillo et al. 2023, 2312.12487",
+        "2M, 1M where planned",
+        ("uncond",),
+        {"plan": "cond"},
+        "any",
+        "plan='7.5*10 cond*15' guides ten steps of 25. To replay searched policies.",
+        models="with a null branch",
+        limits={
+            "plan": "cond is off; one number is CFG; the last choice holds for the rest of the run",
+            "file": '"" is without estimates; else as in linear',
+        },
+    ),
+    "reflect": Spec(
+        Reflect,
+        "modifier: fold back what leaves the box that data lives in",
+        "Xie et al. 2024, 2405.16577",
+        "as the rule",
+        off={"low": float("-inf"), "high": float("inf")},
+        space="denoised",
+        notes="low=-1,high=1 for pixel models; latents need a box of their own. what=fold-x is the paper's, for models "
+        "trained with folded noise.",
+        limits={
+            "low": "-inf with high=inf is off",
+            "high": "inf with low=-inf is off",
+            "what": "fold and clip the clean estimate, fold-x x itself",
+            "start": "1 acts at every step; 0 at none but the last",
+        },
+    ),
+    "sliding-window": Spec(
+        SlidingWindow,
+        "modifier: each step starts once more from some steps ago, with the present clean estimate",
+        "after Qiu et al. 2025, 2411.13280",
+        "as the rule",
+        off={"size": 0},
+        space="denoised",
+        notes="Overrules the sampler's step; use one of one evaluation a step. Experimental: carried over by us from "
+        "Bayesian flow networks.",
+        limits={
+            "size": "0 is off; 1 is an ancestral step; as many as the run has re-noises the clean estimate afresh",
+            "noise": "0 is the DDIM map; 1 draws from the posterior",
+            "low": "0 acts from the first step",
+            "high": "1 acts to the last step; where it equals low at none",
+            "seed": "other noise",
+        },
     ),
     "sag": Spec(
         SAG,
@@ -425,6 +817,13 @@ RULES: dict[str, Spec] = {
         off={"weight": 0.0},
         space="denoised",
         notes="Latents (B, C, H, W) only. Its null branch is uncond where the rule asks for it, else cond.",
+        models="UNets and DiTs with latents (B, C, H, W)",
+        limits={
+            "weight": "0 is off; a tuple gives one a row",
+            "sigma": "towards 0 nothing is blurred; large blurs to the mean of nine taps",
+            "threshold": "0 blurs everywhere; above the largest attention nowhere (no effect)",
+            "layers": '"" is the default of the docstring; a number, name or path picks others, at least one',
+        },
     ),
     "nag": Spec(
         NAG,
@@ -435,6 +834,16 @@ RULES: dict[str, Spec] = {
         space="attention",
         notes="For distilled and few-step models. Without embeddings (Python: negative=) the negative prompt is that "
         "of the branch uncond.",
+        models="text-to-image, distilled and few-step ones above all",
+        limits={
+            "layers": '"" is all cross-attentions (joint blocks); others are left alone',
+            "branch": "whose text is the negative one; unused with negative=",
+            "negative": "None reads the branch's text, and its rows are evaluated; embeddings cost nothing more",
+            "scale": "1 is off",
+            "tau": "1 keeps the length of the positive attention; inf has no cap",
+            "alpha": "0 is off; 1 does not mix the positive attention in",
+            "norm": "l1 is the paper's, l2 the authors' code's",
+        },
     ),
     "nasa": Spec(
         NASA,
@@ -444,5 +853,12 @@ RULES: dict[str, Spec] = {
         off={"weight": 0.0},
         space="attention",
         notes="For one- and few-step models. An empty negative prompt is not nothing: switch it off instead.",
+        models="text-to-image, one- and few-step ones above all",
+        limits={
+            "layers": '"" is all cross-attentions (joint blocks); others are left alone',
+            "branch": "whose text is the negative one; unused with negative=",
+            "negative": "None reads the branch's text, and its rows are evaluated; embeddings cost nothing more",
+            "weight": "0 is off; 1 with equal prompts leaves nothing",
+        },
     ),
 }

@@ -23,6 +23,9 @@ from torch import Tensor
 from ..errors import UsageError
 from ..samplers.prediction import Prediction
 from ..samplers.schedule import Level, NoiseSchedule
+from .packing import Packing
+
+Origin = Callable[[], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Context:
 
     x: (B, ...) at `level`. The outer step goes from `start` to `goal`; at stage 0 `level` is `start`, later stages of a
     solver look from elsewhere, but decisions about the step (windows, lambda) are made from `start`. step of steps.
-    every_row: bool (B,), all true. record: this step's log.
+    every_row: bool (B,), all true. record: this step's log. packing: how x stands for pictures, where a pipeline packs
+    them into tokens. origin: what runs, for rules that were fitted to it: "network", "scheduler" and "negative".
+    prompts: the pipeline's prompts, one a row, or None where it was given embeddings.
     """
 
     x: Tensor
@@ -78,6 +83,9 @@ class Context:
     decode: Callable[[Tensor], Tensor] | None = None  # denoised latents -> pictures (B, 3, H, W) in [0, 1]
     scope: tuple[int, ...] = ()
     rows: Tensor | None = None  # the rows a modifier narrowed this rule to
+    packing: Packing | None = None
+    origin: Origin | None = None
+    prompts: Callable[[], tuple[str, ...] | None] | None = None
 
     @property
     def every_row(self) -> Tensor:
@@ -136,6 +144,7 @@ class Rule(ABC):
     passes: ClassVar[int]  # elementwise passes over the latents, asserted by the tests
     needs: ClassVar[tuple[str, ...]] = ("cond",)  # branches it may ask for
     shifts: ClassVar[bool] = False  # does it return predictions with another `base`?
+    spatial: ClassVar[bool] = False  # does it need rows and columns of pixels?
 
     @abstractmethod
     def guide(self, ctx: Context) -> Guide:
@@ -144,6 +153,10 @@ class Rule(ABC):
     def after(self, ctx: Context, x: Tensor) -> Tensor:
         """x (B, ...) at the end of an outer step, moved. A pure function."""
         return x
+
+    def refuse(self, origin: Origin) -> None:  # noqa: B027
+        """Raise a UsageError where this rule was fitted to another model or scheduler than what it is attached to, so
+        that nothing is begun; origin as in `Context`, without what only the run knows."""
 
     @property
     def moves(self) -> bool:
@@ -176,8 +189,15 @@ class Modifier(Rule):
     def shifts(self) -> bool:  # type: ignore[override]
         return self.rule.shifts
 
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return self.rule.spatial
+
     def after(self, ctx: Context, x: Tensor) -> Tensor:
         return self.rule.after(ctx, x)
+
+    def refuse(self, origin: Origin) -> None:
+        self.rule.refuse(origin)
 
     @property
     def moves(self) -> bool:

@@ -45,6 +45,10 @@ class SEGA(Rule):
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("cond", "uncond", *(branch for branch, _ in weighted(self.concepts, 5.0)))
 
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return self.share > 0 and bool(weighted(self.concepts, 5.0))
+
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
         concepts = weighted(self.concepts, 5.0)
@@ -53,7 +57,7 @@ class SEGA(Rule):
         cond, uncond, *others = yield Ask(), Ask("uncond"), *(Ask(branch) for branch, _ in concepts)
         guided = cond.like(uncond.native + ctx.column(self.scale) * (cond.native - uncond.native))
         parts = [
-            largest(weight * (other.noise - uncond.noise), self.share)
+            self._sparse(weight * (other.noise - uncond.noise), ctx)
             for (_, weight), other in zip(concepts, others, strict=True)
         ]
         edit = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
@@ -62,6 +66,11 @@ class SEGA(Rule):
             edit = torch.add(edit, gathered, alpha=self.momentum)
             ctx.keep(self, torch.lerp(edit, gathered, self.inertia))
         return guided if ctx.step < self.warmup else guided.with_noise(guided.noise + edit)
+
+    def _sparse(self, x: Tensor, ctx: Context) -> Tensor:
+        if ctx.packing is None:  # a picture, or on a toy one channel of numbers
+            return largest(x, self.share)
+        return ctx.packing.packed(largest(ctx.packing.unpacked(x), self.share))
 
 
 def largest(x: Tensor, share: float) -> Tensor:

@@ -11,15 +11,28 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ..errors import UsageError
+from .rule import Context
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 def refuse_vectors(x: Tensor, who: str) -> None:
-    """Frequencies need rows and columns: (B, ..., H, W); each channel and frame by itself. Latents that a pipeline
-    packs into tokens (Flux) have none, and cannot be told from a picture here."""
+    """Frequencies need rows and columns: (B, ..., H, W); each channel and frame by itself."""
     if x.dim() < 3:
         raise UsageError(f"{who} needs pictures (B, C, H, W), not {tuple(x.shape)}; use cfg or apg")
+
+
+def as_pictures(x: Tensor, ctx: Context, who: str) -> Tensor:
+    """x with rows and columns, (B, ..., H, W), where a pipeline packs it into tokens."""
+    if ctx.packing is not None:
+        return ctx.packing.unpacked(x)
+    refuse_vectors(x, who)
+    return x
+
+
+def as_given(pictures: Tensor, ctx: Context) -> Tensor:
+    """Pictures in the shape that x has."""
+    return pictures if ctx.packing is None else ctx.packing.packed(pictures)
 
 
 def pyramid(x: Tensor, levels: int) -> list[Tensor]:

@@ -24,7 +24,7 @@ class TCFG(Rule):
 
     scale: Scale = 7.5
 
-    passes: ClassVar[int] = 6
+    passes: ClassVar[int] = 12
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
 
     def guide(self, ctx: Context) -> Guide:

@@ -7,7 +7,7 @@ do nothing is found out by the tests and needs a line here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import Tensor
 from pilotage import guidance, samplers
 from pilotage.guidance.attention import negative, patch
 from pilotage.guidance.compose import compose
-from pilotage.guidance.grammar import make
 from pilotage.guidance.modifiers.linear import LinearFit, Watch
 from pilotage.guidance.registry import RULES
 from pilotage.guidance.rule import Modifier, Rule
+from pilotage.samplers.noise import SeededNoise
 from pilotage.samplers.prediction import FLOW_PREDICTION, Parameterization, Prediction
 from pilotage.samplers.schedule import Level, NoiseSchedule, RectifiedFlow
 
@@ -55,27 +55,35 @@ RIVALS = toys.normal(3, *SHAPE[1:], seed=31)
 SETTINGS: dict[str, dict[str, Any]] = {
     "interval": {"low": 0.6, "high": 3.0},
     "adaptive": {"threshold": 0.5},
-    "threshold": {"percentile": 0.5},
+    "threshold": {"percentile": 0.5, "mimic_scale": 2.0},
+    "fdg": {"parallel": 0.2},
     "higs": {"low": 0.0},
+    "reflect": {"low": -0.5, "high": 0.5},
+    "apg": {"norm_threshold": 4.0},
     "perp-neg": {"negatives": "a:1.5"},
     "composable": {"prompts": "a:2"},
     "sega": {"concepts": "a:3", "warmup": 0},
     "cfg-zero": {"zero_steps": 0},
     "gfcg-reconstruction": {"classifier": logits, "target": 0, "sure": 1.1, "conditions": RIVALS, "reads": "latents"},
     "classifier": {"classifier": log_probability},
+    "ppap": {"classifier": log_probability},
     "elucd": {"classifier": logits, "target": 1, "reads": "latents"},
     **{name: {"loss": bent, "weight": 0.1} for name in ("dps", "lgd", "freedom", "ugd", "mpgd", "greedy")},
     "tfg": {"loss": bent, "rho": 0.1, "mu": 0.1},
 }
 
 
+def settings(name: str) -> dict[str, Any]:
+    """Settings at which it does something."""
+    cls = RULES[name].load()
+    scaled = any(f.name == "scale" for f in fields(cls)) and name not in ("cfg++", "linear")
+    fit = {"file": fitted(), "guided": 1.0, "model": "toy"} if name == "linear" else {}
+    return {**({"scale": SCALE} if scaled else {}), **fit, **SETTINGS.get(name, {})}
+
+
 def acting(name: str, **changes: Any) -> Rule:
     """The rule or modifier alone, with settings at which it does something; every `scale` is 3."""
-    cls = RULES[name].load()
-    settings = {"scale": SCALE} if any(f.name == "scale" for f in fields(cls)) and name != "cfg++" else {}
-    if name == "linear":
-        settings = {"file": fitted(), "guided": 1.0, "model": "toy"}
-    return cls(**{**settings, **SETTINGS.get(name, {}), **changes})
+    return RULES[name].load()(**{**settings(name), **changes})
 
 
 def whole(name: str, **changes: Any) -> Rule:
@@ -149,10 +157,12 @@ def levels(schedule: NoiseSchedule = FLOW) -> tuple[Level, ...]:
     return tuple(schedule.level_of_rho(rho) if rho else schedule.clean for rho in RHOS)
 
 
-def run(made: guidance.Guided, x: Tensor = X, **settings: Any) -> Tensor:
-    """A run of four steps; where it begins an epsilon network can still say something."""
-    grid = levels(made.schedule)
-    return samplers.sample(made, x, **{"sampler": "euler", "grid": grid, "steps": STEPS, **settings})
+def run(made: guidance.Guided, x: Tensor = X, seeds: Sequence[int] | None = None, **settings: Any) -> Tensor:
+    """A run of four steps; where it begins an epsilon network can still say something. seeds: of the rows' noise."""
+    noise = SeededNoise(range(len(x)) if seeds is None else seeds)
+    return samplers.sample(
+        made, x, **{"sampler": "euler", "grid": levels(made.schedule), "steps": STEPS, "noise": noise, **settings}
+    )
 
 
 @functools.cache
@@ -168,8 +178,3 @@ def fitted() -> str:
     path = Path(tempfile.mkdtemp()) / "linear.json"
     fit.solve().save(path)
     return str(path)
-
-
-Script = Callable[[], Rule]
-
-__all__ = ["FLOW", "MODIFIER_NAMES", "NAMES", "RULE_NAMES", "SHAPE", "STEPS", "X", "acting", "guided", "make", "run"]

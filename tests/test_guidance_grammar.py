@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pilotage import guidance
 from pilotage.errors import UsageError
 from pilotage.guidance.compose import compose
+from pilotage.guidance.conflicts import conflict
 from pilotage.guidance.grammar import make, parse, spell
 from pilotage.guidance.modifiers.schedule import SHAPES
 from pilotage.guidance.registry import RULES
@@ -90,6 +91,8 @@ def compositions(draw: Any) -> Rule:
     rules = [r for r in rules if r not in shifting] + shifting[:1]
     modifiers = draw(st.lists(st.sampled_from(MODIFIER_NAMES), unique=True, max_size=3))
     pieces = [drawn(draw, name) for name in [*rules, *modifiers]]
+    while conflict(pieces):
+        pieces.pop(0)
     return compose(*draw(st.permutations(pieces)))
 
 

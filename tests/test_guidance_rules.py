@@ -12,7 +12,6 @@ import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pilotage import guidance, samplers
 from pilotage.errors import UsageError
@@ -241,44 +240,6 @@ def test_reductions_are_by_row_and_accurate() -> None:
                         for p, q in zip(a, near, strict=True)])  # fmt: skip
     assert torch.allclose(1 - cosine(a, near), sine**2 / 2, rtol=1e-4)
     assert torch.equal(cosine(a, torch.zeros_like(a)), torch.ones(3, dtype=torch.float64))
-
-
-# -- cost -------------------------------------------------------------------------------------------------------------
-
-
-class Operations(TorchDispatchMode):
-    """Names and shapes of the tensor operations inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[tuple[str, tuple[int, ...]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and not func.is_view:
-            self.made.append((func.__name__, tuple(out.shape)))
-        return out
-
-
-@pytest.mark.parametrize("name", ANYWHERE)
-def test_elementwise_passes_over_the_latents(name: str) -> None:
-    """Operations that write a tensor of the latents' shape, momentum and cap included; reductions write rows."""
-    shape = (2, 4, 8, 8)
-    settings = {"norm_threshold": 2.0} if name == "apg" else {}
-    rule = whole(name, **settings)
-    before = {("APG",): toys.normal(*shape, seed=7, dtype=torch.float32)}
-    ctx = toys.context(toys.normal(*shape, dtype=torch.float32), MIDDLE, toys.SD.level(400.0), 1, 5, before)
-    natives = {
-        b: toys.normal(*shape, seed=s, dtype=torch.float32) for s, b in enumerate(("cond", "uncond", "weak", "image"))
-    }
-    with Operations() as seen:
-        answered(rule, ctx.x, natives, ctx)
-    passes = sum(made == shape for _, made in seen.made)
-    inner = guidance.CFG.passes if isinstance(rule, Modifier) else 0
-    assert passes <= type(rule).passes + inner
-    if name in ("cfg", "apg", "cfg++", "autoguidance", "image-cfg"):
-        assert passes == type(rule).passes
-    assert guidance.CFG.passes == 3 and guidance.APG.passes == 9
 
 
 # -- APG --------------------------------------------------------------------------------------------------------------

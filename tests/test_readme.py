@@ -25,7 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_shows_what_there_is_to_see() -> None:
-    assert {command[0] for command in COMMANDS} >= {"generate", "rerun", "compare", "score", "explain", "list", "doctor"}
+    shown = {"generate", "rerun", "compare", "score", "explain", "list", "doctor", "fit-linear-ag"}
+    assert {command[0] for command in COMMANDS} >= shown
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), f"README.md points to {target}, which is not there"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -97,14 +97,45 @@ def features() -> FeatureNetwork:
     return _filled(FeatureNetwork(), "features")
 
 
-def guidance_defaults() -> dict[str, dict[str, float]]:
-    """Settings of guidance rules measured on this model, by rule name; for `guidance.parse(line, defaults)`."""
+# The rules with a classifier take the guide, never the judge, which scores. Strengths: the best adherence of a few that
+# were tried on 300 test captions in 25 steps.
+_BY_THE_GUIDE: dict[str, dict[str, Any]] = {
+    "classifier": {"classifier": "guide", "target": "caption", "weight": 3.0},
+    "elucd": {"classifier": "guide", "target": "caption", "weight": 1.0, "others": 1.0, "form": "score"},
+    "gfcg-reconstruction": {"classifier": "guide", "target": "caption", "scale": 3.0, "reads": "noisy"},
+}
+
+
+def guidance_defaults() -> dict[str, dict[str, Any]]:
+    """Settings of guidance rules that suit this model, by rule name; for `guidance.parse(line, defaults)`."""
     path = WEIGHTS / "guidance.json"
     if not path.is_file():
-        return {}
+        return _BY_THE_GUIDE
     _checked(WEIGHTS, ("guidance.json",))
-    settings: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))["defaults"]
-    return settings
+    settings: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["defaults"]
+    return {**_BY_THE_GUIDE, **settings}
+
+
+@cache
+def _text() -> tuple[Any, Any]:
+    from transformers import CLIPTextModel, PreTrainedTokenizerFast
+
+    _checked(WEIGHTS, ("text_encoder/", "tokenizer/"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder", dtype=torch.float32, local_files_only=True)
+    return tokenizer, encoder.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=16384)
+def text_embedding(caption: str) -> torch.Tensor:
+    """What the pipeline's text encoder makes of one prompt, float32 (tokens, width). One at a time, so that the last
+    bits depend on no other."""
+    tokenizer, encoder = _text()
+    length = tokenizer.model_max_length
+    ids = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    with torch.inference_mode(False), torch.no_grad():
+        embedding: torch.Tensor = encoder(ids)[0][0]
+    return embedding
 
 
 def identity() -> str:

@@ -28,8 +28,8 @@ _NUMBERED = re.compile(r"([dmu]?)(\d+)(?:-[dmu]?(\d+))?")
 _PATHS = {"d": "down_blocks.", "m": "mid_block.", "u": "up_blocks."}
 
 
-def module_of(network: Any) -> nn.Module:
-    """The diffusers module in a denoiser, a compiled module, a peft model or a module around it."""
+def unwrapped(network: Any) -> Any:
+    """What is in a denoiser, a compiled module or a peft model."""
     inner = network
     for _ in range(8):
         if hasattr(inner, "_orig_mod"):
@@ -38,6 +38,12 @@ def module_of(network: Any) -> nn.Module:
             inner = inner.get_base_model()
         elif not isinstance(inner, nn.Module) and hasattr(inner, "network"):  # NetworkDenoiser
             inner = inner.network
+    return inner
+
+
+def module_of(network: Any) -> nn.Module:
+    """The diffusers module in a denoiser, a compiled module, a peft model or a module around it."""
+    inner = unwrapped(network)
     if not isinstance(inner, nn.Module):
         raise UsageError(
             f"a {type(network).__name__} has no attention layers to perturb; the rules of the attention family need a "

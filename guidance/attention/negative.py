@@ -245,5 +245,7 @@ def _refuse_split_calls(root: nn.Module) -> None:
     from ..pipelines.shadow import shadow_of
 
     shadow = shadow_of(root, "forward")
-    if shadow is not None and getattr(getattr(shadow.call, "__self__", None), "rows_per_call", None):
+    call: Any = None if shadow is None else shadow.call
+    call = getattr(call, "func", call)  # one network of several
+    if getattr(getattr(call, "__self__", None), "rows_per_call", None):
         raise UsageError(_NO_PAIRS)

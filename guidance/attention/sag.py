@@ -22,7 +22,7 @@ from .seg import blur_with
 
 @dataclass(frozen=True)
 class SAG(Modifier):
-    """rule + weight (null - degraded): the second look is at x with the parts that draw attention blurred away.
+    """rule + weight (null - degraded) on the noise: the second look is at x with the parts that draw attention blurred.
 
     The null branch is "uncond" where the rule asks for it, else "cond" (then this is cond + weight (cond - degraded)).
     Its clean estimate is blurred (Gaussian, 9 taps, `sigma`) where the attention that a token receives, averaged over
@@ -37,7 +37,7 @@ class SAG(Modifier):
     layers: str = ""
 
     order: ClassVar[int] = 15
-    passes: ClassVar[int] = 9  # of an epsilon network
+    passes: ClassVar[int] = 11  # of an epsilon network
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
@@ -69,8 +69,12 @@ class SAG(Modifier):
         rows = _both(_both(rows, _union(wanted)), ctx.rows)
         point = Point(self.degraded(answer, mask), ctx.level)
         (worse,) = yield (Ask(null, at=point, rows=rows),)
-        term = ctx.column(self.weight) * (answer.native - worse.native)
-        return guided.like(guided.native + (term if rows is None else term.where(ctx.column(rows), 0.0)))
+        _, slope = guided.kind.noise(guided.level)
+        if slope == 0:  # pure noise, where the noise is x itself
+            return guided
+        change = (answer.noise - worse.noise) * ctx.column(self.weight)  # at two places, so only the noise compares
+        change = change if rows is None else change.where(ctx.column(rows), 0.0)
+        return guided.like(torch.add(guided.native, change, alpha=1 / slope))
 
     def degraded(self, answer: Prediction, mask: Tensor) -> Tensor:
         """x whose clean part is blurred where the mask (B, h, w) is 1, with the predicted noise that it had."""

@@ -50,10 +50,10 @@ class SkippedBlocks(Patch):
         return _usual(sites)
 
     def changes(self, root: nn.Module, scene: Scene) -> list[Change]:
-        return [(block, _passing(joint_block(block))) for _, block in self.chosen(blocks(root), root)]
+        return [(block, skipping(joint_block(block))) for _, block in self.chosen(blocks(root), root)]
 
 
-def _passing(joint: bool) -> Callable[[Forward], Forward]:
+def skipping(joint: bool) -> Callable[[Forward], Forward]:
     def change(forward: Forward) -> Forward:
         def passing(*args: Any, **kwargs: Any) -> Any:
             picture, text = _given(args, kwargs)

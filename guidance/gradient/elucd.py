@@ -7,7 +7,7 @@ Smooth the classifier first: EluCD(smoothed(network, beta=3.0), target=207); `sm
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ...samplers.prediction import Prediction
 from ..rule import Asks, Context, Guide, Modifier, Point
 from ..scale import Scale
+from .attributes import aim_of, attribute_score, check_guide, guide_at
 from .autograd import (
     at_rest,
     check_word,
@@ -43,10 +44,12 @@ class EluCD(Modifier):
         weight_i = max(weight (n - i)/n, 1e-5) + weight bump sin(pi i/(n - 1)), n = steps + 1.
     form "score": noise - weight sigma G, as the DDIM path of the code.
 
-    classifier: network(pictures) -> logits (B, K), "" is off. target: a class, or one a row. weight: 0 is off; 1 in the
-    paper's DDPM setting (own 1, others 0.5, bump 0.3), 0.004 in its EDM setting (others 0). own, others: the two
-    temperatures; others 0 is the joint direction grad f_y, both 1 the conditional grad log p(y | D). reads: "pictures"
-    needs the run's decode; "latents" gives the classifier the estimate as it is (pixel models, latent classifiers).
+    classifier: network(pictures) -> logits (B, K), "" is off; "guide" is the embedded world's, told that the estimate
+    is clean. target: a class, or one a row; for "guide" an attribute ("star") or "caption", all that the row's prompt
+    states. weight: 0 is off; 1 in the paper's DDPM setting (own 1, others 0.5, bump 0.3), 0.004 in its EDM setting
+    (others 0). own, others: the two temperatures; others 0 is the joint direction grad f_y, both 1 the conditional grad
+    log p(y | D). reads: "pictures" needs the run's decode; "latents" gives the classifier the estimate as it is (pixel
+    models, latent classifiers, the guide always).
     """
 
     classifier: Any = ""
@@ -59,15 +62,16 @@ class EluCD(Modifier):
     reads: str = "pictures"
 
     order: ClassVar[int] = 34
-    passes: ClassVar[int] = 8
+    passes: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         check_word("elucd", "form", self.form, FORMS)
         check_word("elucd", "reads", self.reads, READS)
+        check_guide("elucd", self.classifier, self.target)
 
     @property
     def off(self) -> bool:
-        return isinstance(self.classifier, str) or is_zero(self.weight)
+        return self.classifier == "" or is_zero(self.weight)
 
     @property
     def shifts(self) -> bool:  # type: ignore[override]
@@ -77,8 +81,13 @@ class EluCD(Modifier):
         """grad_z of the score of z, (B, ...)."""
 
         def values(z: Tensor) -> Tensor:
-            seen = decoded(z, ctx, "elucd") if self.reads == "pictures" else z
-            return class_score(fed(self.classifier, seen), self.target, self.own, self.others)
+            if isinstance(self.classifier, str):
+                logits = guide_at(z, 0.0)
+            else:
+                logits = fed(self.classifier, decoded(z, ctx, "elucd") if self.reads == "pictures" else z)
+            if isinstance(logits, Mapping):
+                return attribute_score(logits, aim_of(self.target, ctx, "elucd"), self.own, self.others)
+            return class_score(logits, self.target, self.own, self.others)
 
         found, pull = gradient(values, z, half_gain(self.classifier))
         ctx.log(log_probability=found)

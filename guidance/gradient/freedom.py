@@ -23,7 +23,7 @@ class FreeDoM(Posterior):
     growth: str = "constant"
     normalise: str = "none"
 
-    passes: ClassVar[int] = 6
+    passes: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()

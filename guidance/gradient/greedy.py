@@ -42,7 +42,7 @@ class Greedy(Modifier):
     normalise: str = "none"
 
     order: ClassVar[int] = 35
-    passes: ClassVar[int] = 8
+    passes: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
         loss_of(self.loss, self.target)

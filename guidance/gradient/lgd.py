@@ -23,7 +23,7 @@ class LGD(Posterior):
     samples: int = 10
     spread: float = 1.0
 
-    passes: ClassVar[int] = 6
+    passes: ClassVar[int] = 35
 
     def __post_init__(self) -> None:
         super().__post_init__()

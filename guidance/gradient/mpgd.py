@@ -22,7 +22,7 @@ class MPGD(Posterior):
     weight: Scale = 1.0
     normalise: str = "none"
 
-    passes: ClassVar[int] = 6
+    passes: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()

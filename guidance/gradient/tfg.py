@@ -28,7 +28,7 @@ class TFG(Posterior):
     samples: int = 1
     growth: str = "increase"
 
-    passes: ClassVar[int] = 8
+    passes: ClassVar[int] = 28
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ class UGD(Posterior):
     backward: float = 0.0
     steps: int = 1
 
-    passes: ClassVar[int] = 6
+    passes: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ class Adaptive(Modifier):
     space: str = "noise"
 
     order: ClassVar[int] = 30
-    passes: ClassVar[int] = 1
+    passes: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.space not in ("noise", "denoised"):

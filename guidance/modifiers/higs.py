@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from ...errors import UsageError
 from ..apg import projected
+from ..compose import parts_of
 from ..rule import Context, Guide, Modifier
-from ..spatial import high_pass, refuse_vectors
+from ..spatial import as_given, as_pictures, high_pass
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class HiGS(Modifier):
     sharpness: float = 50.0
 
     order: ClassVar[int] = 24
-    passes: ClassVar[int] = 16
-    spatial: ClassVar[bool] = True
+    passes: ClassVar[int] = 21
+
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return self.rule.spatial or (self.weight != 0 and self.cutoff != -math.inf)
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise UsageError(f"higs needs 0 <= low < high <= 1, not low={self.low}, high={self.high}")
         if not 0 < self.average <= 1:
             raise UsageError(f"higs average={self.average} lies outside (0, 1]; the paper has 0.5 or 0.75")
-        if getattr(self.inner, "momentum", 0.0):
+        if any(getattr(rule, "momentum", 0.0) for rule in parts_of(self.rule)[0]):
             warnings.warn("higs and apg's momentum both use the earlier steps; set momentum=0", stacklevel=3)
 
     def strength(self, ctx: Context) -> float:
@@ -59,8 +63,7 @@ class HiGS(Modifier):
         ctx.log(higs=0.0 if history is None else strength)
         if history is None or strength == 0:
             return guided
+        change = projected(guided.denoised - history, guided.denoised, self.parallel, ctx)
         if self.cutoff != -math.inf:
-            refuse_vectors(ctx.x, "higs")
-        change = projected(guided.denoised - history, guided.denoised, self.parallel, 0.0, ctx)
-        change = high_pass(change, self.cutoff, self.sharpness)
+            change = as_given(high_pass(as_pictures(change, ctx, "higs"), self.cutoff, self.sharpness), ctx)
         return guided.with_denoised(guided.denoised + strength * change)

@@ -1,9 +1,7 @@
 """LinearAG: Castillo et al. 2023, arXiv 2312.12487. The null prediction out of those already known.
 
-    watched = compose(CFG(5.0), Watch())                        # record some runs with full guidance
-    for ...: pipe(...); fit.add(run.steps)                      # fit = LinearFit(model="embedded", scale=5.0)
-    fit.solve().save("linear.json")
-    rule = parse("cfg:scale=5 + linear:file=linear.json,model=embedded")
+    fit_linear(pipe, [call, ...], "cfg:scale=5").save("linear.json")    # or pilotage fit-linear-ag
+    rule = parse("cfg:scale=5 + linear:file=linear.json")
 
 Scalar coefficients, shared by all pixels, are our reading of the paper: experimental.
 """
@@ -24,7 +22,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ...samplers.prediction import Prediction
 from ..compose import parts_of
-from ..rule import Ask, Asks, Context, Guide, Modifier, as_round
+from ..rule import Ask, Asks, Context, Guide, Modifier, Origin, Rule, as_round
 from .threshold import observed
 
 _NULL = Ask("uncond")
@@ -37,7 +35,8 @@ class LinearCoefficients:
 
     rhos: the noise level of each step, (N,). cond, null: for each step i the weights of the conditional predictions of
     steps 0..i and the null predictions of steps 0..i-1. intercept: one a step. residual: the share of the null
-    prediction's power that the fit does not explain, one a step.
+    prediction's power that the fit does not explain, one a step. rule: the line that was run, "" for any of this scale.
+    network: a name of the weights, "" where they are not known.
     """
 
     model: str
@@ -49,6 +48,8 @@ class LinearCoefficients:
     null: tuple[tuple[float, ...], ...]
     intercept: tuple[float, ...]
     residual: tuple[float, ...] = ()
+    rule: str = ""
+    network: str = ""
 
     @property
     def steps(self) -> int:
@@ -84,7 +85,7 @@ class LinearFit:
     2 N series of predictions (and a constant), summed over pixels and pictures in float64.
 
     ridge: times the mean diagonal of each step's equations. intercept: fit a constant, too. window: use only the last
-    so many steps (0: all).
+    so many steps (0: all). What is not told of the run is taken from the records.
     """
 
     model: str = ""
@@ -94,6 +95,8 @@ class LinearFit:
     ridge: float = 1e-6
     intercept: bool = False
     window: int = 0
+    rule: str = ""
+    network: str = ""
     rhos: tuple[float, ...] = ()
     gram: Tensor | None = field(default=None, repr=False)
 
@@ -107,6 +110,10 @@ class LinearFit:
         series = [r[k].detach().cpu().double().flatten() for k in ("cond_noise", "uncond_noise") for r in records]
         table = torch.stack([*series, torch.ones_like(series[0])])
         gram = table @ table.T
+        origin = records[0].get("origin", {})
+        self.network = self.network or origin.get("network", "")
+        self.scheduler = self.scheduler or origin.get("scheduler", "")
+        self.null_prompt = self.null_prompt or origin.get("negative", "")
         self.rhos, self.gram = rhos, gram if self.gram is None else self.gram + gram
 
     def solve(self) -> LinearCoefficients:
@@ -131,7 +138,7 @@ class LinearFit:
             residuals.append(max(0.0, float(left / power)) if power > 0 else 0.0)
         return LinearCoefficients(
             self.model, self.scheduler, self.null_prompt, self.scale, self.rhos,
-            tuple(cond), tuple(null), tuple(constants), tuple(residuals),
+            tuple(cond), tuple(null), tuple(constants), tuple(residuals), self.rule, self.network,
         )  # fmt: skip
 
 
@@ -147,6 +154,8 @@ class Watch(Modifier):
         if Ask() in asked and asked.get(_NULL, 0) is None:
             cond, uncond = yield Ask(), _NULL
             ctx.log(cond_noise=cond.noise, uncond_noise=uncond.noise)
+        if ctx.step == 0 and ctx.origin is not None:
+            ctx.log(origin=ctx.origin())
         return guided
 
 
@@ -156,9 +165,9 @@ class LinearAG(Modifier):
 
     file: fitted coefficients, for one model, scheduler, null prompt, number of steps and scale; none is off. every: 1
     never estimates. guided: share of the run that is guided, 1 is all of it; the rest is conditional. model, scheduler,
-    null_prompt: what is run now, compared with the file; the noise levels and the scale are compared without being
-    told. Fit with the rule that will be run. Works in the noise. Keeps the predictions of every guided step.
-    Experimental.
+    null_prompt: what is run now, compared with the file where it is told; noise levels, rule and scale are compared in
+    any case, and under `attach` the network's weights, the scheduler and the negative prompt. Fit with the rule that
+    will be run. Works in the noise. Keeps the predictions of every guided step. Experimental.
     """
 
     file: str = ""
@@ -169,7 +178,7 @@ class LinearAG(Modifier):
     null_prompt: str = ""
 
     order: ClassVar[int] = 28
-    passes: ClassVar[int] = 3  # and 4 for each earlier step where it estimates
+    passes: ClassVar[int] = 8  # at the fourth step; more at later ones, where it estimates
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -179,19 +188,34 @@ class LinearAG(Modifier):
 
     def _refuse_mismatch(self, fit: LinearCoefficients) -> None:
         for name in ("model", "scheduler", "null_prompt"):
-            if getattr(fit, name) != getattr(self, name):
-                raise UsageError(
-                    f"{self.file} was fitted for {name}={getattr(fit, name)!r}, not {getattr(self, name)!r}; fit it "
-                    f"again, or say linear:{name}=... if that is what runs"
-                )
+            if getattr(self, name) not in ("", getattr(fit, name)):
+                self._refuse(name, getattr(fit, name), getattr(self, name))
+        if self.inner is not None and fit.rule:
+            if self.inner != _rule_of(fit.rule):
+                self._refuse("rule", fit.rule, _line_of(self.inner))
+            return
         scales = [rule.scale for rule in parts_of(self.rule)[0] if hasattr(rule, "scale")]
         if any(scale != fit.scale for scale in scales):
             raise UsageError(f"{self.file} was fitted at scale={fit.scale}, not {scales[0]}; fit it again")
+
+    def _refuse(self, what: str, then: str, now: str) -> None:
+        raise UsageError(f"{self.file} was fitted for {what}={then!r}, not {now!r}; fit it again for what runs now")
+
+    def refuse(self, origin: Origin) -> None:
+        fit = _loaded(self.file) if self.file else None
+        if fit is not None and fit.network:  # else it was fitted by hand
+            then = {"network": fit.network, "scheduler": fit.scheduler, "negative": fit.null_prompt}
+            for what, now in origin().items():
+                if now != then[what]:
+                    self._refuse(what, then[what], now)
+        self.rule.refuse(origin)
 
     def guide(self, ctx: Context) -> Guide:
         if not self.file:
             return (yield from self.rule.guide(ctx))
         fit = _loaded(self.file)
+        if ctx.step == 0 and ctx.origin is not None:
+            self.refuse(ctx.origin)
         if ctx.steps != fit.steps or not _alike((ctx.start.rho,), fit.rhos[ctx.step : ctx.step + 1]):
             raise UsageError(
                 f"{self.file} was fitted for {fit.steps} steps, of other noise levels than these {ctx.steps}; fit again"
@@ -226,6 +250,23 @@ class LinearAG(Modifier):
                         raise UsageError("linear guidance needs every earlier step of its run; do not start it inside")
                     total = torch.add(total, before, alpha=weight)
         return cond.with_noise(total)
+
+
+@lru_cache(maxsize=16)
+def _rule_of(line: str) -> Rule:
+    from ..grammar import parse
+
+    return parse(line)
+
+
+def _line_of(rule: Rule) -> str:
+    """The line of a rule; its repr where it can only be built in Python."""
+    from ..grammar import spell
+
+    try:
+        return spell(rule)
+    except UsageError:
+        return repr(rule)
 
 
 def _loaded(path: str) -> LinearCoefficients:

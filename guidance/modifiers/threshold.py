@@ -30,13 +30,17 @@ class DynamicThreshold(Modifier):
     mimic_scale: float = 0.0
 
     order: ClassVar[int] = 22
-    passes: ClassVar[int] = 11
+    passes: ClassVar[int] = 19
 
     def __post_init__(self) -> None:
         if not 0 <= self.percentile <= 1:
             raise UsageError(f"threshold percentile={self.percentile} lies outside [0, 1]; Imagen's is 0.995")
         if self.ceiling < 1:
             raise UsageError(f"threshold ceiling={self.ceiling} is below 1; 1 is plain clipping")
+
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return self.rule.spatial or (self.percentile > 0 and self.mimic_scale > 0)
 
     def guide(self, ctx: Context) -> Guide:
         if self.percentile == 0:
@@ -50,8 +54,13 @@ class DynamicThreshold(Modifier):
         rows = asked[Ask("uncond")]
         cond, uncond = yield Ask(), Ask("uncond", rows=rows)  # both are known
         mimic = uncond.denoised + self.mimic_scale * (cond.denoised - uncond.denoised)
-        made = guided.with_denoised(mimicked(guided.denoised, mimic, self.percentile))
+        made = guided.with_denoised(self._mimicked(guided.denoised, mimic, ctx))
         return made if rows is None else made.where(rows, guided)
+
+    def _mimicked(self, x: Tensor, mimic: Tensor, ctx: Context) -> Tensor:
+        if ctx.packing is None:
+            return mimicked(x, mimic, self.percentile)
+        return ctx.packing.packed(mimicked(ctx.packing.unpacked(x), ctx.packing.unpacked(mimic), self.percentile))
 
 
 def clipped(x: Tensor, percentile: float, ceiling: float, ctx: Context) -> Tensor:

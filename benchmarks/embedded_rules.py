@@ -54,7 +54,7 @@ def measure(pictures: np.ndarray, captions: list[str], real: dict[str, Any], too
     shape = prdc(real=real["features"], generated=features, k=5)
     rates = {name: float(np.nanmean(np.asarray(hit, dtype=float))) for name, hit in found.items()}
     return {
-        "hits": [int(h) for h in found["all"]],
+        "hits": "".join(str(int(h)) for h in found["all"]),  # a digit a picture
         "adherence": rates,
         "frechet": frechet_distance(real=real["features"], generated=features),
         "frechet_draws": resampled(real["features"], features),
@@ -141,9 +141,14 @@ def main() -> None:
     print_attributes([known[line] for line in lines], ceiling)
 
 
+def hits_of(result: dict[str, Any]) -> np.ndarray:
+    """Whether each picture shows all that its caption says, (N,) of 0 and 1."""
+    return np.array([int(digit) for digit in result["hits"]])
+
+
 def report(r: dict[str, Any], first: dict[str, Any]) -> None:
     """One row of a Markdown table; the paired difference is to the first rule."""
-    hits, base = np.array(r["hits"]), np.array(first["hits"])
+    hits, base = hits_of(r), hits_of(first)
     low, high = wilson(int(hits.sum()), len(hits))
     mean, below, above = paired_difference(hits, base)
     change = 100 * (np.array(r["frechet_draws"]) / np.array(first["frechet_draws"]) - 1)

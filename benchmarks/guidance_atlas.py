@@ -23,7 +23,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from embedded_rules import REFERENCE, RESULTS, generate, measure
+from embedded_rules import REFERENCE, RESULTS, generate, hits_of, measure
 
 from pilotage import guidance, samplers
 from pilotage.evaluation import paired_difference
@@ -126,9 +126,7 @@ def run(choice: argparse.Namespace, path: Path) -> Iterator[dict[str, Any]]:
             with path.open("a") as file:
                 file.write(json.dumps(known[line]) + "\n")
             left = (time.perf_counter() - started) * (len(wanted) - number - 1)
-            said = (
-                f"{np.mean(found['hits']):.3f}, {rows / choice.count:.1f} evaluations; about {left / 60:.0f} min left"
-            )
+            said = f"{hits_of(found).mean():.3f}, {rows / choice.count:.1f} evaluations; about {left / 60:.0f} min left"
             print(f"{number + 1}/{len(wanted)} {line}: adherence {said}", flush=True)
         yield known[line]
 
@@ -144,9 +142,7 @@ def draw(family: str, results: dict[str, dict[str, Any]]) -> Path:
         for curve in FAMILIES[family]:
             rows = [results[line] for line in curve.lines()]
             style = {"color": "black", "lw": 2} if curve.name == "CFG" else {"lw": 1.2}
-            axis.plot(
-                [np.mean(r["hits"]) for r in rows], [r[name] for r in rows], "o-", ms=4, label=curve.name, **style
-            )
+            axis.plot([hits_of(r).mean() for r in rows], [r[name] for r in rows], "o-", ms=4, label=curve.name, **style)
         axis.set(xlabel="adherence", ylabel=label)
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8, frameon=False)
@@ -159,9 +155,9 @@ def draw(family: str, results: dict[str, dict[str, Any]]) -> Path:
 
 
 def row(r: dict[str, Any], base: dict[str, Any]) -> str:
-    hits = np.array(r["hits"])
+    hits = hits_of(r)
     low, high = wilson(int(hits.sum()), len(hits))
-    mean, below, above = paired_difference(hits, np.array(base["hits"]))
+    mean, below, above = paired_difference(hits, hits_of(base))
     near, far = np.percentile(r["frechet_draws"], [2.5, 97.5]) / np.mean(r["frechet_draws"]) * r["frechet"]
     shape = " | ".join(f"{r[name]:.3f}" for name in ("precision", "recall", "density", "coverage", "saturation"))
     return (

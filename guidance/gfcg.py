@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..samplers.prediction import Prediction
-from .gradient.attributes import aim_of_captions, captions_of, check_guide, guide_at
+from .gradient.attributes import CAPTION, GUIDE, aim_of_captions, captions_of, check_guide, guide_at
 from .gradient.autograd import check_word
 from .gradient.losses import Classes, classes_of, decoded, fed
 from .rule import Ask, Context, Guide, Rule
@@ -41,9 +41,8 @@ class GFCGReconstruction(Rule):
     the classifier is asked, for the first estimates are blurred; till then no row is confused. conditions: a tree of
     tensors with a row for each class, the conditions of the classes (prompts); None where the condition is the class
     number itself. reads: "pictures" needs the run's decode, "latents" does not; "noisy" gives classifier(x, level) the
-    noisy latents.
-    classifier "guide" is the embedded world's, with target "caption": each row's rival is its own prompt with the one
-    attribute exchanged that is the most confused. It reads the clean estimate as clean, or with "noisy" x.
+    noisy latents. classifier "guide" is the embedded world's, with target "caption": each row's rival is its own prompt
+    with the one attribute exchanged that is the most confused. It reads the clean estimate, or with "noisy" x.
     """
 
     classifier: Any = ""
@@ -63,6 +62,8 @@ class GFCGReconstruction(Rule):
         check_word("gfcg", "law", self.law, LAWS)
         check_word("gfcg", "reads", self.reads, READS)
         check_guide("gfcg", self.classifier, self.target)
+        if self.classifier == GUIDE and self.target != CAPTION:
+            raise UsageError(f"gfcg with classifier=guide takes target=caption, not {self.target!r}")
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -27,8 +27,8 @@ VP = LinearVP()
 def conv_net() -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(4, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 5, 3, 2, 1), nn.GroupNorm(1, 5),
-        nn.Flatten(), nn.Linear(5 * 16, 8), nn.SiLU(), nn.Linear(8, 3),
+        nn.Conv2d(4, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 5, 3, 2, 1),
+        nn.GroupNorm(1, 5), nn.Flatten(), nn.Linear(5 * 16, 8), nn.SiLU(), nn.Linear(8, 3),
     )  # fmt: skip
     with torch.no_grad():
         net[1].running_mean.normal_()
@@ -47,7 +47,7 @@ def off_the_shelf() -> nn.Module:
     """A classifier of clean data: it has never seen noise."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(2, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 3))
-    x = g3().sample(1500, torch.Generator().manual_seed(2))
+    x = g3().sample(600, torch.Generator().manual_seed(2))
     truth = g3().class_probability(x, 1.0, 1e-3).float()
     method = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(200):
@@ -60,7 +60,7 @@ def off_the_shelf() -> nn.Module:
 @cache
 def taught() -> Experts:
     # g3's own classes overlap little, so the answers are used as they are
-    settings = {"experts": 4, "rank": 8, "steps": 350, "batch": 192, "rate": 8e-3, "temperature": 1.0}
+    settings = {"experts": 4, "rank": 8, "steps": 200, "batch": 128, "rate": 1e-2, "temperature": 1.0}
     return train_experts(off_the_shelf(), clean_samples(1500, 5), VP, **settings)
 
 
@@ -110,7 +110,7 @@ def test_ranges_are_equal_and_a_boundary_belongs_to_the_lower() -> None:
     assert [at(t) for t in (0, 1, 200, 200.01, 400, 999, 1000, 1200)] == [0, 0, 0, 1, 1, 4, 4, 4]
     found = [at(float(t)) for t in range(1001)]
     assert found == sorted(found) and [found.count(e) for e in range(5)] == [201, 200, 200, 200, 200]
-    spoken = Experts(tuple(nn.Linear(1, 2) for _ in range(2)), 1.0)
+    spoken = Experts(tuple(nn.Linear(1, 2) for _ in range(2)), float(VP.model_time(VP.T)))
     x = torch.ones(3, 1)
     assert torch.equal(spoken(x, VP.level(0.2)), spoken.networks[0](x))
     assert torch.equal(spoken(x, VP.level(0.8)), spoken.networks[1](x))
@@ -149,15 +149,13 @@ def test_the_teacher_sees_clean_samples_and_the_student_noisy_ones_of_its_range(
     train_experts(nn.Sequential(Watched(2, 2), nn.Linear(2, 3)), clean, VP, experts=2, steps=2, batch=20)
     assert torch.equal(torch.cat(seen), clean)
 
-    large = torch.full((5, 200), 1e4)
+    large = torch.full((5, 20_000), 1e4)
     draws = ppap._noisy(large, {"": torch.eye(5)}, VP, (0.4, 0.6), 64, torch.Generator().manual_seed(0))
     x, wanted = next(draws)
     signal, low, high = x.mean(1) / 1e4, float(VP.alpha(0.6)), float(VP.alpha(0.4))
     assert (signal > low - 1e-4).all() and (signal < high + 1e-4).all()
     assert signal.min() < low + 0.1 * (high - low) and signal.max() > high - 0.1 * (high - low), "the whole range"
-    spread = x.std(1)
-    rise = torch.stack([signal, spread]).double()
-    assert torch.corrcoef(rise)[0, 1] < -0.9 and (signal**2 + spread**2 - 1).abs().max() < 0.3
+    assert (x.std(1) / (1 - signal**2).sqrt() - 1).abs().max() < 0.03
     assert (wanted[""].sum(1) == 1).all()
 
 
@@ -178,7 +176,8 @@ def test_experts_come_to_the_exact_posterior_without_data() -> None:
         level = VP.level(time)
         x = level.alpha * clean + level.sigma * toys.normal(2000, 2, seed=10)
         truth = g3().class_probability(x, level.alpha, level.sigma).float()
-        raw = divergence({"": off_the_shelf()(x.float())}, {"": truth})
+        with torch.no_grad():
+            raw = divergence({"": off_the_shelf()(x.float())}, {"": truth})
         expert = divergence({"": taught()(x.float(), level)}, {"": truth})
         assert float(expert) < factor * float(raw) + 0.005, (time, float(expert), float(raw))
 
@@ -193,13 +192,21 @@ def test_experts_guide_where_the_classifier_of_clean_data_does_not() -> None:
     ):
         denoiser = guidance.Guided(ExactDenoiser(g3(), VP), rule)
         far[name] = samplers.sample(denoiser, x, sampler="dpmpp-2m", grid="karras", steps=20)
-    shares = {name: float(g3().class_probability(z, 1.0, 0.01)[:, 2].mean()) for name, z in far.items()}
-    assert shares["exact"] > 0.97 and shares["experts"] > 0.93, shares
-    wanted = g3().sample(4000, torch.Generator().manual_seed(3), condition=2)
-    apart = {
-        name: float((z.mean(0) - wanted.mean(0)).norm() + (z.std(0) - wanted.std(0)).norm()) for name, z in far.items()
-    }
+    true = g3().sample(4000, torch.Generator().manual_seed(3), condition=2)
+    share = {name: share_of(z) - share_of(true) for name, z in far.items()}
+    assert abs(share["exact"]) < 0.02 and abs(share["experts"]) < 0.06, share
+    apart = {name: distance(z, true) for name, z in far.items()}
     assert apart["exact"] < 0.1 and apart["experts"] < 0.3 and apart["raw"] > 2 * apart["experts"], apart
+
+
+def distance(z: Tensor, true: Tensor) -> float:
+    """Of means and deviations."""
+    return float((z.mean(0) - true.mean(0)).norm() + (z.std(0) - true.std(0)).norm())
+
+
+def share_of(z: Tensor) -> float:
+    """Mean probability of class 2."""
+    return float(g3().class_probability(z, 1.0, 0.01)[:, 2].mean())
 
 
 def exact_log_probability(x: Tensor, level: Level) -> Tensor:

@@ -261,15 +261,14 @@ NAMES = [name for name, spec in RULES.items() if ".gradient." in spec.load().__m
 
 @pytest.mark.parametrize("name", NAMES)
 def test_registered_rules_are_off_where_they_say_so_and_spell_back(name: str) -> None:
-    word = (
-        "classifier=guide,target=star" if name == "classifier" else "" if name == "elucd" else "loss=colour,target=red"
-    )
+    of_classifiers = {"classifier": "classifier=guide,target=star", "elucd": "", "ppap": ""}
+    word = of_classifiers.get(name, "loss=colour,target=red")
     off = ",".join(f"{k}={v}" for k, v in RULES[name].off.items())
     rule = guidance.parse(f"cfg:scale=3 + {name}:{','.join(filter(None, (word, off)))}")
     assert guidance.parse(guidance.spell(rule)) == rule
     made, plain = toys.guided(rule), toys.guided(guidance.CFG(3.0))
     assert torch.equal(run(made), run(plain)) and made.evaluations == plain.evaluations
-    assert rule.order == (34 if name in ("classifier", "elucd") else 35) and RULES[name].load().__doc__
+    assert rule.order == (34 if name in of_classifiers else 35) and RULES[name].load().__doc__
     assert torch.equal(run(toys.guided(guidance.parse(f"cfg:scale=3 + {name}"))), run(plain))  # nothing to follow
 
 

@@ -15,7 +15,7 @@ def preview_to(folder: Path) -> Callable[[list[Image.Image]], None]:
 
     def write(pictures: list[Image.Image]) -> None:
         from ..generation.sheet import contact_sheet
-        from ..generation.storage import disk_errors, whole
+        from ..storage import disk_errors, whole
 
         with disk_errors(folder), whole(folder / "preview.png") as part:
             contact_sheet(pictures).save(part, format="PNG")

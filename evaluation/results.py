@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, nearest
+from ..storage import disk_errors, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,11 +78,9 @@ class Report:
         target = Path(path)
         if target.suffix != ".json":
             target = target / "metrics.json"
-        try:
+        with disk_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(target, self.to_json())
-        except OSError as error:
-            raise UsageError(f"{target} cannot be written ({error.strerror}); choose another place") from None
+        write_text(target, self.to_json())
         return target
 
     @classmethod
@@ -117,22 +114,6 @@ class Report:
         for name, reason in self.skipped.items():
             table.add_row(name, "–", "", "", "", f"left out: {reason}", style="dim")
         return table
-
-
-def _write_whole(target: Path, text: str) -> None:
-    """Under a temporary name, then renamed."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".metrics-", suffix=".json")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 _WAYS = {True: "higher", False: "lower", None: "near real"}

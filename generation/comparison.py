@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from ..errors import UsageError, nearest
+from ..storage import whole, write_text
 from .folder import Finished, default_folder, run
 from .models import Loaded, key_of, open_model
 from .notes import notes
 from .pictures import Sample, Watch, generate
 from .spec import RunSpec
-from .storage import whole, write_text
 
 if TYPE_CHECKING:
     from .scores import Score

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import UsageError
+from ..storage import append_line, check_space, disk_errors, make_folder, whole, write_text
 from .environment import differences, environment, threads
 from .metadata import png_info, record_of
 from .pictures import Sample, Watch, generate
 from .spec import RunSpec
-from .storage import append_line, check_space, disk_errors, make_folder, whole, write_text
 
 if TYPE_CHECKING:
     from .models import Loaded

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..storage import write_text
 from .comparison import Cell, Comparison
 from .scores import Score
 from .sheet import shown
-from .storage import write_text
 
 
 def write_page(result: Comparison, path: Path) -> None:

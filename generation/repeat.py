@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..storage import make_folder
 from .environment import differences, environment, threads
 from .folder import input_hashes, save_png
 from .metadata import Record, read_png
 from .models import device_named, open_model
 from .pictures import Sample, generate
 from .spec import RunSpec
-from .storage import make_folder
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -273,7 +273,7 @@ def test_a_failed_write_keeps_the_old_report(report: Report, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(UsageError, match="is full; free some space"):
         replace(report, warnings=("another",)).write(tmp_path)
     assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 

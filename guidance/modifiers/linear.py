@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...samplers.prediction import Prediction
+from ...storage import write_text
 from ..compose import parts_of
 from ..rule import Ask, Asks, Context, Guide, Modifier, Origin, Rule, as_round
 from .threshold import observed
@@ -58,7 +59,7 @@ class LinearCoefficients:
     def save(self, path: str | Path) -> None:
         """As JSON; every number reads back to the same bits. Infinite noise levels are written as the word."""
         content = {**asdict(self), "rhos": [r if math.isfinite(r) else "inf" for r in self.rhos]}
-        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> LinearCoefficients:

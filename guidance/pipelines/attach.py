@@ -10,7 +10,6 @@ because its own combination is affine.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -27,6 +26,7 @@ from .adapter import Adapter
 from .adapters import ADAPTERS, REFUSED
 from .origin import origin_of
 from .shadow import Shadow, shadow_of
+from .signature import argument_names, entry_of, named_arguments
 from .steering import Steering
 
 
@@ -210,26 +210,3 @@ class attach(AbstractContextManager):
             return stock(*args, **kwargs)
         names = argument_names(type(self.scheduler).step)  # CogVideoX's DPM scheduler has an order of its own
         return self.steering.step(stock, {**dict(zip(names, args, strict=False)), **kwargs})
-
-
-def entry_of(module: nn.Module) -> str:
-    """Where a call of the module enters. After `module.compile()` that is no longer `forward`: a seam there would be
-    traced by the compiler instead of standing before it."""
-    return "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
-
-
-@functools.cache
-def argument_names(function: Any) -> tuple[str, ...]:
-    """Of a method as its class has it, without self."""
-    return tuple(inspect.signature(function).parameters)[1:]
-
-
-def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by name."""
-    if not args:
-        return dict(kwargs)
-    inner: Any = getattr(module, "_orig_mod", module)
-    if hasattr(inner, "get_base_model"):  # peft
-        inner = inner.get_base_model()
-    cls: Any = type(inner)
-    return {**dict(zip(argument_names(cls.forward), args, strict=False)), **kwargs}

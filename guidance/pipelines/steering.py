@@ -25,6 +25,7 @@ from .adapter import Arguments
 from .layouts import Layout, drawn, is_range, match_time, pick, pick_rows
 from .origin import origin_of, prompts_of
 from .prompts import encoded, with_changes
+from .signature import named_arguments
 
 if TYPE_CHECKING:
     from .attach import attach
@@ -84,8 +85,6 @@ class Steering:
     # -- the denoiser seam --------------------------------------------------------------------------------------------
 
     def call(self, module: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        from .attach import named_arguments
-
         self.whole = None
         inputs = self._read(named_arguments(module, args, kwargs), module, original)
         self.inputs.append(inputs)

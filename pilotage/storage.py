@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UsageError
+from .errors import UsageError
 
 PART = ".part"  # a file of this suffix is unfinished and may be deleted
 

@@ -62,8 +62,30 @@ def measure(pictures: np.ndarray, captions: list[str], real: dict[str, Any], too
         "recall": shape.recall,
         "density": shape.density,
         "coverage": shape.coverage,
-        "saturation": float(colour_statistics(pictures).saturation.mean()),
+        **colours(pictures),
+        "half_draws": halves(pictures, features, real["features"]),
     }
+
+
+def colours(pictures: np.ndarray) -> dict[str, float]:
+    found = colour_statistics(pictures)
+    return {name: float(getattr(found, name).mean()) for name in ("saturation", "contrast", "clipped")}
+
+
+def halves(
+    pictures: np.ndarray, features: torch.Tensor, real: torch.Tensor, draws: int = 100
+) -> dict[str, list[float]]:
+    """Shape and colour of random halves of the pictures, the same halves for every rule: pairs for an interval. The
+    spread of a half drawn without replacement is that of the whole sample, and no picture stands in it twice."""
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, list[float]] = {}
+    for _ in range(draws):
+        pick = torch.randperm(len(features), generator=generator)[: len(features) // 2]
+        shape = prdc(real=real, generated=features[pick], k=5)
+        values = {name: getattr(shape, name) for name in ("recall", "density", "coverage")}
+        for name, value in {**values, **colours(pictures[pick.numpy()])}.items():
+            found.setdefault(name, []).append(round(value, 5))
+    return found
 
 
 def resampled(real: torch.Tensor, generated: torch.Tensor, draws: int = 200) -> list[float]:

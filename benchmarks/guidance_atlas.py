@@ -121,7 +121,7 @@ def run(choice: argparse.Namespace, path: Path) -> Iterator[dict[str, Any]]:
             spelled = guidance.spell(guidance.parse(line, embedded.guidance_defaults()))
             steps = steps_for(pipe, weak, spelled, choice.budget)
             pictures, rows = generate(pipe, weak, spelled, captions, steps, choice.batch)
-            found = measure(pictures, captions, real, tools)
+            found = brief(measure(pictures, captions, real, tools))
             known[line] = {"rule": line, **key, "steps": steps, "evaluations": rows / choice.count, **found}
             with path.open("a") as file:
                 file.write(json.dumps(known[line]) + "\n")
@@ -129,6 +129,14 @@ def run(choice: argparse.Namespace, path: Path) -> Iterator[dict[str, Any]]:
             said = f"{hits_of(found).mean():.3f}, {rows / choice.count:.1f} evaluations; about {left / 60:.0f} min left"
             print(f"{number + 1}/{len(wanted)} {line}: adherence {said}", flush=True)
         yield known[line]
+
+
+def brief(found: dict[str, Any]) -> dict[str, Any]:
+    """A result with intervals in place of the draws that they come from."""
+    draws = np.array(found.pop("frechet_draws"))
+    near, far = np.percentile(draws, [2.5, 97.5]) / draws.mean() * found["frechet"]
+    spread = {name: round(1.96 * float(np.std(values)), 5) for name, values in found.pop("half_draws").items()}
+    return {**found, "frechet_interval": [round(near, 4), round(far, 4)], "spread": spread}
 
 
 def draw(family: str, results: dict[str, dict[str, Any]]) -> Path:
@@ -158,11 +166,13 @@ def row(r: dict[str, Any], base: dict[str, Any]) -> str:
     hits = hits_of(r)
     low, high = wilson(int(hits.sum()), len(hits))
     mean, below, above = paired_difference(hits, hits_of(base))
-    near, far = np.percentile(r["frechet_draws"], [2.5, 97.5]) / np.mean(r["frechet_draws"]) * r["frechet"]
-    shape = " | ".join(f"{r[name]:.3f}" for name in ("precision", "recall", "density", "coverage", "saturation"))
+    near, far = r["frechet_interval"]
+    shown = ("recall", "density", "coverage", "saturation", "contrast")
+    shape = " | ".join(f"{r[name]:.3f} ± {r['spread'][name]:.3f}" for name in shown)
     return (
         f"| `{r['rule']}` | {r['steps']} | {r['evaluations']:.1f} | {hits.mean():.3f} [{low:.3f}, {high:.3f}] "
-        f"| {mean:+.3f} [{below:+.3f}, {above:+.3f}] | {r['frechet']:.2f} [{near:.2f}, {far:.2f}] | {shape} |"
+        f"| {mean:+.3f} [{below:+.3f}, {above:+.3f}] | {r['frechet']:.2f} [{near:.2f}, {far:.2f}] "
+        f"| {r['precision']:.3f} | {shape} |"
     )
 
 

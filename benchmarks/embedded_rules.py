@@ -4,9 +4,10 @@
 
 Prints (as tables in Markdown) and writes (docs/results/embedded_rules.jsonl, one line a rule, appended) adherence by
 the judge with its Wilson interval, the paired difference to the first rule, Frechet distance and its change against the
-first rule (paired bootstrap), precision, recall, density and coverage on the embedded features against real test
-pictures, saturation, and evaluations per picture. A rule that stands in the file with the same count, steps and levels
-is not run again.
+first rule (paired bootstrap), precision, and recall, density, coverage and saturation each with the interval of its
+difference to the first rule (paired half samples), on the embedded features against real test pictures, and evaluations
+per picture. A rule that stands in the file with the same
+count, steps and levels is not run again.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def main() -> None:
         "grid": grid_of(pipe),
         "weights": embedded.identity(),
     }
-    known = {r["rule"]: r for r in done if all(r.get(k) == v for k, v in key.items())}
+    known = {r["rule"]: r for r in done if "half_draws" in r and all(r.get(k) == v for k, v in key.items())}
     found = tools["judge"].adherence(tensor, list(world.captions(others, choice.split)))
     ceiling = {name: float(np.nanmean(np.asarray(hit, dtype=float))) for name, hit in found.items()}
     lines = [guidance.spell(guidance.parse(line, embedded.guidance_defaults())) for line in choice.rules]
@@ -175,12 +176,20 @@ def report(r: dict[str, Any], first: dict[str, Any]) -> None:
     mean, below, above = paired_difference(hits, base)
     change = 100 * (np.array(r["frechet_draws"]) / np.array(first["frechet_draws"]) - 1)
     nearer, farther = np.percentile(change, [2.5, 97.5])
-    shape = " | ".join(f"{r[name]:.3f}" for name in ("precision", "recall", "density", "coverage", "saturation"))
+    shape = " | ".join(with_change(r, first, name) for name in ("recall", "density", "coverage", "saturation"))
     print(
         f"| `{r['rule']}` | {hits.mean():.3f} [{low:.3f}, {high:.3f}] | {mean:+.3f} [{below:+.3f}, {above:+.3f}] "
-        f"| {r['frechet']:.3f} | [{nearer:+.1f}, {farther:+.1f}] % | {shape} | {r['evaluations']:.1f} |",
+        f"| {r['frechet']:.3f} | [{nearer:+.1f}, {farther:+.1f}] % "
+        f"| {r['precision']:.3f} | {shape} | {r['evaluations']:.1f} |",
         flush=True,
     )
+
+
+def with_change(r: dict[str, Any], first: dict[str, Any], name: str) -> str:
+    """The value, and the interval of its difference to the first rule's."""
+    half = 1.96 * float(np.std(np.subtract(r["half_draws"][name], first["half_draws"][name])))
+    change = r[name] - first[name]
+    return f"{r[name]:.3f} [{change - half:+.3f}, {change + half:+.3f}]"
 
 
 def print_head(first: str) -> None:

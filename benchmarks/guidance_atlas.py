@@ -81,6 +81,14 @@ FAMILIES: dict[str, tuple[Curve, ...]] = {
         Curve("CFG + SAG", "cfg:scale=2 + sag:weight={}", (0.25, 0.5, 1)),
         Curve("CFG + PAG", "cfg:scale=2 + pag:weight={}", (0.5, 1, 2)),
     ),
+    "classifier": (
+        Curve("CFG", "cfg:scale={}", (1, 1.5, 2, 3, 5, 8)),
+        Curve("GFCG (reconstruction)", "gfcg-reconstruction:scale={}", (2, 3, 5)),
+        Curve("GFCG with autoguidance", "gfcg-reconstruction:form=autoguidance,scale={}", (2, 3, 4)),
+        Curve("autoguidance", "autoguidance:scale={}", (1.5, 2, 3, 4)),
+        Curve("EluCD", "elucd:weight={}", (0.5, 1, 3)),
+        Curve("classifier", "classifier:weight={}", (1, 3, 6)),
+    ),
 }
 # Why the others are not here.
 ELSEWHERE = {
@@ -89,7 +97,7 @@ ELSEWHERE = {
     "perp-neg, composable, sega, nag, nasa": "for further or negative prompts, which these captions have not",
     "linear": "needs a fit of its own for each setting: `pilotage fit-linear-ag`",
     "policy": "a plan for each step rather than a scale",
-    "classifier, elucd, gfcg-reconstruction": "guided by a classifier: docs/results.md",
+    "ppap": "its experts are taught for the purpose; their figures stand in results.md",
     "dps, lgd, freedom, ugd, mpgd, tfg, greedy": "follow a loss that a user brings; proven on exact worlds",
     "reflect": "for data that lives in a box; latents do not",
 }

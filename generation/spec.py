@@ -40,20 +40,18 @@ def _as_guidance(value: Any, info: ValidationInfo) -> str:
 
 
 def _as_sampler(value: Any) -> str:
-    from ..registry import lookup
-    from ..samplers.registry import SAMPLERS
+    from ..samplers.registry import make_sampler
 
     if value != "stock":
-        lookup("samplers", SAMPLERS, str(value), "sampler")
+        make_sampler(str(value))
     return str(value)
 
 
 def _as_grid(value: Any) -> str | None:
-    from ..registry import lookup
-    from ..samplers.grids import GRIDS
+    from ..samplers.grids import check_grid
 
     if value is not None:
-        lookup("grids", GRIDS, str(value), "grid")
+        check_grid(str(value))
     return value if value is None else str(value)
 
 

@@ -1,19 +1,18 @@
 """One line of text for a rule: `apg:scale=10,momentum=-0.75 + interval:low=0.3,high=5`.
 
-Pieces are separated by " + " with blanks (so that `cfg++` is a name), settings by commas; values may be quoted. Lists
-are written scale=[2,4,8], one value a row. `spell` writes the line that `parse` reads back.
+How a line is cut is `pilotage.grammar`'s; a list, scale=[2,4,8], has one value a row. `spell` writes the line that
+`parse` reads back.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError, nearest
+from ..grammar import name_and_settings, pieces_of, spelled
 from ..registry import lookup
 from .compose import compose, parts_of
 from .registry import RULES
@@ -22,9 +21,6 @@ from .scale import Scale
 
 Defaults = Mapping[str, Mapping[str, Any]]
 
-_PIECES = re.compile(r"(?:^|\s)\+(?:\s|$)(?=(?:[^'\"]*['\"][^'\"]*['\"])*[^'\"]*$)")
-_SETTINGS = re.compile(r",(?=(?:[^'\"\[\]]|'[^']*'|\"[^\"]*\"|\[[^\]]*\])*$)")
-
 
 def parse(text: str, defaults: Defaults | None = None) -> Rule:
     """The rule that a line describes. Raises UsageError: an unknown rule or setting, or a value of the wrong kind.
@@ -32,7 +28,7 @@ def parse(text: str, defaults: Defaults | None = None) -> Rule:
     defaults: settings by rule name that a model brings with it, {"adaptive": {"threshold": 0.97}}, for what the line
         leaves out.
     """
-    pieces = [piece.strip() for piece in _PIECES.split(text.strip())]
+    pieces = pieces_of(text)
     if not all(pieces):
         raise UsageError(f"empty piece in the guidance {text!r}; write for example 'apg:scale=10 + interval:low=0.3'")
     return compose(*(_piece(piece, defaults or {}) for piece in pieces))
@@ -55,29 +51,9 @@ def _by_row(cls: type) -> set[str]:
 
 
 def _piece(piece: str, defaults: Defaults) -> Rule:
-    name, colon, rest = piece.partition(":")
-    lookup("guidance", RULES, name.strip(), "guidance rule")
-    settings = dict(defaults.get(name.strip(), {}))
-    for part in _SETTINGS.split(rest) if colon else []:
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"cannot read {part!r} in {piece!r}; write {name.strip()}:setting=value,setting=value")
-        if "+" in value and " + " not in value and value.strip()[0] not in "'\"":
-            raise UsageError(f"cannot read {value.strip()!r}; put blanks around the + between two rules")
-        settings[key.strip()] = _value(value.strip())
-    return make(name.strip(), **settings)
-
-
-def _value(text: str) -> Any:
-    """A number, true/false/none, a quoted or bare word, or a list of numbers. Nothing is evaluated."""
-    plain = {"true": True, "false": False, "none": None, "inf": float("inf"), "-inf": float("-inf")}
-    if text.lower() in plain:
-        return plain[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return tuple(value) if isinstance(value, list) else value
+    lookup("guidance", RULES, piece.partition(":")[0].strip(), "guidance rule")
+    name, settings = name_and_settings(piece)
+    return make(name, **{**defaults.get(name, {}), **settings})
 
 
 def _checked(name: str, key: str, value: Any, default: Any, by_row: bool) -> Any:
@@ -121,14 +97,7 @@ def _spell_piece(rule: Rule, always: Defaults) -> str:
     written = always.get(name, {})
     defaults = {f.name: f.default for f in dataclasses.fields(rule)}  # type: ignore[arg-type]
     values = {k: v for k, v in settings_of(rule).items() if v is not None and (v != defaults[k] or k in written)}
-    shown = [f"{k}={_spell_value(v)}" for k, v in values.items()]
-    return f"{name}:{','.join(shown)}" if shown else name
-
-
-def _spell_value(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ",".join(repr(v) for v in value) + "]"
-    return value if isinstance(value, str) else repr(value)
+    return spelled(name, values)
 
 
 def name_of(rule: Rule) -> str:

@@ -71,15 +71,14 @@ class Guided:
         if not self.rule.moves:
             return state.x
         memory = state.memory or Memory()
-        steps = len(state.levels) - 1
-        start, goal = state.levels[state.step - 1], state.levels[state.step]
+        leg = state.legs[state.step - 1]
         ctx = Context(
             state.x,
-            goal,
-            start,
-            goal,
+            state.levels[state.step],
+            leg.level,
+            leg.goal,
             state.step - 1,
-            steps,
+            len(state.legs),
             0,
             self.schedule,
             memory.later,
@@ -91,10 +90,10 @@ class Guided:
         return Context(
             working_precision(state.x),
             state.level,
-            state.levels[state.step],
+            state.leg.level,
             state.goal,
             state.step,
-            len(state.levels) - 1,
+            len(state.legs),
             state.stage,
             self.schedule,
             memory.seen_at(state.stage),

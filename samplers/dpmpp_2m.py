@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .prediction import Prediction, affine
-from .sampler import Sampler, State, finish
-from .schedule import Level
+from .sampler import Leg, Levels, Sampler, State, finish
+from .schedule import Level, NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,13 @@ class SDEDPMPP2MSampler(Sampler):
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.eta > 0
 
-    def plan(self, levels: tuple[Level, ...]) -> tuple[tuple[float, float, float, float], ...]:
+    def plan(self, levels: Levels, schedule: NoiseSchedule | None = None) -> tuple[Leg, ...]:
         before = (None, *levels)
-        return tuple(self._coefficients(*three) for three in zip(before, levels, levels[1:], strict=False))
+        return tuple(self._leg(*three) for three in zip(before, levels, levels[1:], strict=False))
+
+    def _leg(self, before: Level | None, level: Level, goal: Level) -> Leg:
+        weights = self._coefficients(before, level, goal)
+        return Leg((level,), goal, weights, fresh=weights[-1] > 0)
 
     def _coefficients(self, before: Level | None, level: Level, goal: Level) -> tuple[float, float, float, float]:
         """Weights of x, D0, D_before and the fresh noise."""
@@ -48,7 +52,7 @@ class SDEDPMPP2MSampler(Sampler):
         return keep, gain + half, -half, fresh
 
     def advance(self, state: State, prediction: Prediction, noise: Tensor | None) -> State:
-        keep, gain, past, fresh = state.plan[state.step]
+        keep, gain, past, fresh = state.leg.weights
         now = prediction.denoised
         x = affine(keep, state.x, gain, now)
         if past:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .prediction import Prediction
-from .sampler import Sampler, State, finish
-from .schedule import Level
+from .sampler import Leg, Levels, Sampler, State, finish
+from .schedule import Level, NoiseSchedule
 
 
 def decay(level: Level, goal: Level) -> float:
@@ -32,15 +33,15 @@ class FirstOrder(Sampler):
     def fresh_share(self, level: Level, goal: Level) -> float:
         """c of (U1): the share of sigma' that is fresh noise, in [0, 1]."""
 
-    def plan(self, levels: tuple[Level, ...]) -> tuple[tuple[float, float, float], ...]:
-        return tuple(self._coefficients(a, b) for a, b in zip(levels, levels[1:], strict=False))
+    def plan(self, levels: Levels, schedule: NoiseSchedule | None = None) -> tuple[Leg, ...]:
+        return tuple(self._leg(level, goal) for level, goal in pairwise(levels))
 
-    def _coefficients(self, level: Level, goal: Level) -> tuple[float, float, float]:
+    def _leg(self, level: Level, goal: Level) -> Leg:
         c = self.fresh_share(level, goal) if goal.sigma > 0 else 0.0
-        return goal.alpha, goal.sigma * math.sqrt(1 - c * c), goal.sigma * c
+        return Leg((level,), goal, (goal.alpha, goal.sigma * math.sqrt(1 - c * c), goal.sigma * c), fresh=c > 0)
 
     def advance(self, state: State, prediction: Prediction, noise: Tensor | None) -> State:
-        a, b, c = state.plan[state.step]
+        a, b, c = state.leg.weights
         return finish(state, first_order_step(prediction, a, b, c, noise))
 
 

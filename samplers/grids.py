@@ -8,6 +8,7 @@ t - K // N even where that is not the next time of its list, FlowMatchEuler shif
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, nearest
+from ..grammar import name_and_settings
 from ..registry import Spec, lookup
 from .schedule import NEARLY_PURE, DiscreteVP, Level, NoiseSchedule, RectifiedFlow, flow_shift
 
@@ -106,14 +108,29 @@ GRIDS: dict[str, Spec] = {
 def make_grid(
     grid: str | Levels | Callable[..., Levels], schedule: NoiseSchedule, steps: int, **settings: Any
 ) -> Levels:
-    """Levels of a grid given by name ("karras"), by function, or as levels."""
+    """Levels of a grid given by name, with settings here or in the line ("karras:p=5"), by function, or as levels."""
     if isinstance(grid, tuple):
         return grid
     if steps < 1:
         raise UsageError(f"steps must be at least 1, not {steps}")
-    make = lookup("grids", GRIDS, grid, "grid").load() if isinstance(grid, str) else grid
+    if isinstance(grid, str):
+        name, make, settings = check_grid(grid, **settings)
+    else:
+        make, name = grid, getattr(grid, "__name__", "this")
     levels = make(schedule, steps, **settings)
     if any(b.rho >= a.rho for a, b in zip(levels, levels[1:], strict=False)):
-        name = grid if isinstance(grid, str) else getattr(grid, "__name__", "this")
         raise UsageError(f"the {name} grid has no {steps} different levels on this schedule; use fewer steps")
     return levels
+
+
+def check_grid(line: str, **settings: Any) -> tuple[str, Callable[..., Levels], dict[str, Any]]:
+    """Name, function and settings of a grid in words. Raises UsageError for unknown ones."""
+    name, written = name_and_settings(line)
+    make = lookup("grids", GRIDS, name, "grid").load()
+    settings = {**written, **settings}
+    known = [*inspect.signature(make).parameters][2:]  # after the schedule and the steps
+    for key in settings:
+        if key not in known:
+            what = nearest(key, known) if known else "it has none"
+            raise UsageError(f"the {name} grid has no setting {key!r}: {what}")
+    return name, make, settings

@@ -8,6 +8,7 @@ d(x/sigma)/d(alpha/sigma) = denoised, which is finite there.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from .first_order import first_order_step
 from .prediction import Prediction
-from .sampler import Sampler, State, finish
-from .schedule import Level
+from .sampler import Leg, Levels, Sampler, State, finish
+from .schedule import Level, NoiseSchedule
 
 
 class Trapezoid(NamedTuple):
@@ -32,17 +33,17 @@ class HeunSampler(Sampler):
     order: ClassVar[int] = 2
     stages: ClassVar[int] = 2
 
-    def plan(self, levels: tuple[Level, ...]) -> tuple[tuple[float, float, Trapezoid | None], ...]:
-        steps = zip(levels, levels[1:], strict=False)
-        return tuple((goal.alpha, goal.sigma, trapezoid(level, goal)) for level, goal in steps)
+    def plan(self, levels: Levels, schedule: NoiseSchedule | None = None) -> tuple[Leg, ...]:
+        return tuple(self._leg(level, goal) for level, goal in pairwise(levels))
 
-    def stages_of(self, coefficients: tuple[float, float, Trapezoid | None]) -> int:
-        return 2 if coefficients[2] else 1
+    def _leg(self, level: Level, goal: Level) -> Leg:
+        second = trapezoid(level, goal)
+        return Leg((level, goal) if second else (level,), goal, second)
 
     def advance(self, state: State, prediction: Prediction, noise: Tensor | None) -> State:
-        a, b, second = state.plan[state.step]
+        goal, second = state.goal, state.leg.weights
         if state.stage == 0:
-            x = first_order_step(prediction, a, b)
+            x = first_order_step(prediction, goal.alpha, goal.sigma)
             if second is None:
                 return finish(state, x)
             return replace(state, x=x, stage=1, start=state.x, history=(getattr(prediction, second.slope),))

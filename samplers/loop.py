@@ -51,7 +51,7 @@ def iterate(
     levels: Levels = make_grid(grid, denoiser.schedule, steps)
     if method.stochastic and noise is None:
         raise UsageError(f"{type(method).__name__} is stochastic: pass noise=SeededNoise([seed, ...]), one seed a row")
-    state = state or method.init(x, levels)
+    state = state or method.init(x, levels, denoiser.schedule)
     while not state.done:
         index, first = state.step, None
         while state.step == index:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..grammar import name_and_settings
 from ..registry import Spec, lookup
 from .ddim import DDIMSampler
 from .dpmpp_2m import DPMPP2MSampler, SDEDPMPP2MSampler
 from .euler import EulerSampler
 from .euler_ancestral import EulerAncestralSampler
 from .heun import HeunSampler
-from .sampler import Sampler
+from .sampler import Sampler, configured
 
 SAMPLERS: dict[str, Spec] = {
     "ddim": Spec(
@@ -47,8 +50,9 @@ SAMPLERS: dict[str, Spec] = {
 }
 
 
-def make_sampler(sampler: str | Sampler, **settings: float) -> Sampler:
-    """A sampler by name with settings, or the given one."""
+def make_sampler(sampler: str | Sampler, **settings: Any) -> Sampler:
+    """A sampler by name, with settings here or in the line ("heun:churn=40,high=50"), or the given one."""
     if isinstance(sampler, Sampler):
         return sampler
-    return lookup("samplers", SAMPLERS, sampler, "sampler").load()(**settings)
+    name, written = name_and_settings(sampler)
+    return configured(lookup("samplers", SAMPLERS, name, "sampler").load(), {**written, **settings})

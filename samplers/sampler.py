@@ -6,35 +6,59 @@
         state = sampler.tell(state, prediction, noise)       # and is told
 
 So one update serves our own loop (differentiable, yields every step) and a diffusers scheduler class; both are short
-drivers. All coefficients are Python floats that `plan` computes once in float64, so a step is a few tensor operations
-and never reads from the device.
+drivers. A run is a list of `Leg`s, one for each outer step, that `plan` makes once: all coefficients are Python floats
+computed in float64, so a step is a few tensor operations and never reads from the device.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..errors import UsageError, nearest
 from .prediction import Prediction
-from .schedule import Level
+from .schedule import Level, NoiseSchedule
+
+Levels = tuple[Level, ...]
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One outer step: from `points[0]` to `goal`.
+
+    points: where the network is wanted, one a stage; the first is where the step starts. weights: what the sampler
+    computed for this step. fresh: whether the last stage takes noise. Where the next leg starts above this one's goal
+    (Restart, churn), `Sampler.tell` adds the noise that lifts x there.
+    """
+
+    points: Levels
+    goal: Level
+    weights: Any = None
+    fresh: bool = False
+
+    @property
+    def level(self) -> Level:
+        return self.points[0]
 
 
 @dataclass(frozen=True, eq=False)
 class State:
     """Where a run is. Explicit, so that checkpoints, rewinds and replays are right.
 
-    x, level: where the network is wanted now. step: outer steps done. stage: 0 starts an outer step.
+    x: where the network is wanted now. step: outer steps done. stage: 0 starts an outer step.
     start: x at the beginning of the outer step. history: what the sampler keeps of earlier evaluations.
     memory: what guidance rules keep between outer steps; it travels with the state.
     """
 
     x: Tensor
-    levels: tuple[Level, ...]
-    plan: tuple[Any, ...]
+    legs: tuple[Leg, ...]
     step: int = 0
     stage: int = 0
     start: Tensor | None = None
@@ -43,56 +67,104 @@ class State:
 
     @property
     def done(self) -> bool:
-        return self.step >= len(self.levels) - 1
+        return self.step >= len(self.legs)
+
+    @property
+    def leg(self) -> Leg:
+        return self.legs[self.step]
 
     @property
     def level(self) -> Level:
-        """Level of the wanted evaluation (later stages of our samplers look from the step's end)."""
-        return self.levels[self.step + (self.stage > 0)]
+        """Level of the wanted evaluation."""
+        return self.leg.points[self.stage]
 
     @property
     def goal(self) -> Level:
         """Level at the end of the current outer step."""
-        return self.levels[self.step + 1]
+        return self.leg.goal
+
+    @cached_property
+    def levels(self) -> Levels:
+        """Where x stands before each outer step, and at the end of the run."""
+        return (*(leg.level for leg in self.legs), self.legs[-1].goal)
 
 
 class Sampler(ABC):
     """Settings are fields of a frozen dataclass; the state is passed, never hidden."""
 
     order: ClassVar[int]  # convergence order of the deterministic part
-    stages: ClassVar[int] = 1  # evaluations per outer step
-    stochastic: bool = False  # whether `tell` takes noise
+    stages: ClassVar[int] = 1  # evaluations per outer step (a step that ends at clean data may have fewer)
+    stochastic: bool = False  # whether a run takes noise
 
     @abstractmethod
-    def plan(self, levels: tuple[Level, ...]) -> tuple[Any, ...]:
-        """One entry of coefficients for each outer step, in float64."""
+    def plan(self, levels: Levels, schedule: NoiseSchedule | None = None) -> tuple[Leg, ...]:
+        """The legs of a run, with coefficients in float64.
+
+        levels: decreasing in noise, one more than there are steps. schedule: for samplers that evaluate between the
+        levels of the grid; `between` asks for it.
+        """
 
     @abstractmethod
     def advance(self, state: State, prediction: Prediction, noise: Tensor | None) -> State:
         """The ordinary update on a consistent prediction."""
 
-    def init(self, x: Tensor, levels: tuple[Level, ...]) -> State:
-        """x: (B, ...) at levels[0]. levels: decreasing in noise, one more than there are outer steps."""
-        return State(x, levels, self.plan(levels))
-
-    def stages_of(self, coefficients: Any) -> int:
-        """Evaluations of the outer step with these coefficients."""
-        return self.stages
+    def init(self, x: Tensor, levels: Levels, schedule: NoiseSchedule | None = None) -> State:
+        """x: (B, ...) at levels[0]."""
+        return State(x, self.plan(levels, schedule))
 
     def wants_noise(self, state: State) -> bool:
-        """Is noise consumed by the next `tell`? Never on a step that ends at clean data."""
-        return self.stochastic and state.stage == self.stages - 1 and state.goal.sigma > 0
+        """Is noise consumed by the next `tell`?"""
+        if state.stage + 1 < len(state.leg.points):
+            return False
+        return state.leg.fresh or rises(state) is not None
 
     def tell(self, state: State, prediction: Prediction, noise: Tensor | None = None) -> State:
-        """Advance by one evaluation. The law for inconsistent predictions stands here, once for every sampler:
-        run the step on the base, keep the base in the history, then add alpha' (denoised - base.denoised)."""
+        """Advance by one evaluation. Two laws stand here, once for every sampler. For inconsistent predictions: run the
+        step on the base, keep the base in the history, then add alpha' (denoised - base.denoised). For legs that start
+        above the end of the one before: lift x by fresh noise."""
         after = self.advance(state, prediction.step_on, noise)
-        if prediction.base is not None and after.stage == 0:
+        if after.stage:
+            return after
+        if prediction.base is not None:
             shift = prediction.denoised - prediction.base.denoised
             after = replace(after, x=torch.add(after.x, shift, alpha=state.goal.alpha))
-        return after
+        lift = rises(state)
+        if lift is None:
+            return after
+        assert noise is not None, "a leg that starts higher needs noise"
+        return replace(after, x=torch.add(after.x * lift[0], noise, alpha=lift[1]))
+
+
+def rises(state: State) -> tuple[float, float] | None:
+    """(weight of x, weight of fresh noise) that lift x from the goal of this leg to the start of the next one:
+    x_b = (alpha_b / alpha_a) x_a + sqrt(sigma_b^2 - sigma_a^2 alpha_b^2 / alpha_a^2) xi."""
+    if state.step + 1 >= len(state.legs):
+        return None
+    here, there = state.goal, state.legs[state.step + 1].level
+    if there == here:
+        return None
+    assert not state.leg.fresh, "a stochastic step cannot be followed by a rise"
+    keep = there.alpha / here.alpha
+    return keep, math.sqrt(max(0.0, there.sigma**2 - (here.sigma * keep) ** 2))
+
+
+def configured(cls: type[Sampler], settings: Mapping[str, Any]) -> Sampler:
+    """A sampler with settings by name; a UsageError names an unknown one's nearest."""
+    known: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
+    for name in settings:
+        if name not in known:
+            what = nearest(name, known) if known else "it has none"
+            raise UsageError(f"{cls.__name__} has no setting {name!r}: {what}")
+    return cls(**settings)
 
 
 def finish(state: State, x: Tensor, *history: Tensor) -> State:
     """The state after a completed outer step."""
-    return State(x, state.levels, state.plan, state.step + 1, history=history, memory=state.memory)
+    return State(x, state.legs, state.step + 1, history=history, memory=state.memory)
+
+
+def between(level: Level, goal: Level, share: float, schedule: NoiseSchedule | None) -> Level:
+    """The level at `share` of the way from `level` to `goal` in lam = log(alpha / sigma), both finite."""
+    if schedule is None:
+        raise UsageError("this sampler evaluates between the levels of the grid: pass the schedule to init or plan")
+    return schedule.level_of_rho(math.exp(-(level.lam + share * (goal.lam - level.lam))))

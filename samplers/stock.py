@@ -49,10 +49,8 @@ def keeps_scaled(scheduler: Any) -> bool:
 def calls_of(scheduler: Any) -> list[Call]:
     """The network calls that `scheduler.timesteps` stands for, in order."""
     schedule = from_scheduler(scheduler)
-    if hasattr(scheduler, "calls"):  # our own
-        points = [
-            (scheduler.levels[step + stage], scheduler.levels[step + 1], stage) for step, stage in scheduler.calls
-        ]
+    if hasattr(scheduler, "legs"):  # our own
+        points = [(level, leg.goal, stage) for leg in scheduler.legs for stage, level in enumerate(leg.points)]
     elif getattr(scheduler, "sigmas", None) is not None:
         points = _from_sigmas(scheduler, schedule)
     elif type(scheduler).__name__ == "SCMScheduler":

@@ -149,8 +149,8 @@ def test_heun_from_pure_noise_is_of_second_order() -> None:
 
 def test_2m_does_not_look_back_at_pure_noise() -> None:
     plan = make_sampler("dpmpp-2m").plan(make_grid("flow", RectifiedFlow(), 5))
-    assert [past != 0 for _, _, past, _ in plan] == [False, False, True, True, False]
-    assert all(math.isfinite(v) for step in plan for v in step)
+    assert [leg.weights[2] != 0 for leg in plan] == [False, False, True, True, False]
+    assert all(math.isfinite(v) for leg in plan for v in leg.weights)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -363,3 +363,40 @@ def test_a_step_from_the_same_x_knows_which_end_it_is_at() -> None:
     p = Prediction(X, state.level, X, FLOW_PREDICTION)
     state = make_sampler("heun").tell(state, p)
     assert (state.level, state.goal, state.stage, state.start is X) == (levels[1], levels[1], 1, True)
+
+
+# -- legs --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_leg_that_starts_higher_is_reached_by_fresh_noise() -> None:
+    """The variance of exact Gaussian data is right at every leg's start."""
+    schedule, line = RectifiedFlow(), Line()
+    denoiser, many = ExactDenoiser(line, schedule), 40_000
+    levels = make_grid("flow", schedule, 40)
+    near = next(i for i, level in enumerate(levels) if level.rho < 0.5)
+    sampler = make_sampler("euler")
+    legs = (*sampler.plan(levels[: near + 1]), *sampler.plan((schedule.level_of_rho(1.0), *levels[near:])))
+    x = torch.randn(many, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state, seeds = State(x, legs), torch.Generator().manual_seed(1)
+    lifted = None
+    while not state.done:
+        wants, risen = sampler.wants_noise(state), state.step == near - 1
+        assert wants == risen
+        noise = torch.randn(many, 1, generator=seeds, dtype=torch.float64) if wants else None
+        state = sampler.tell(state, denoiser(state.x, state.level), noise)
+        if risen:
+            assert state.level.rho == pytest.approx(1.0) and state.levels[near] == state.level
+            lifted = float(state.x.var()), line.spread(state.level)
+    assert lifted is not None and lifted[0] == pytest.approx(lifted[1], rel=0.05)  # 40 Euler steps, 40,000 draws
+
+
+def test_settings_in_words() -> None:
+    assert make_sampler("ddim:eta=0.5") == make_sampler("ddim", eta=0.5)
+    with pytest.raises(UsageError, match="no setting 'etta': did you mean eta"):
+        make_sampler("ddim:etta=1")
+    with pytest.raises(UsageError, match="EulerSampler has no setting 'eta': it has none"):
+        make_sampler("euler", eta=1)
+    scheduler = stable_diffusion_schedule()
+    assert make_grid("karras:p=5", scheduler, 6) == make_grid("karras", scheduler, 6, p=5)
+    with pytest.raises(UsageError, match="the karras grid has no setting 'q': known: p"):
+        make_grid("karras:q=5", scheduler, 6)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .attention.tpg import TPG
     from .attention.tsg import TSG
     from .autoguidance import Autoguidance
-    from .calibrate import calibrate_adaptive
+    from .calibrate import calibrate_adaptive, calibrate_apg
     from .cfg import CFG
     from .cfg_mp import CFGMP
     from .cfg_zero import CFGZero
@@ -68,6 +68,7 @@ _WHERE = {
     "APG": "apg",
     "Autoguidance": "autoguidance",
     "calibrate_adaptive": "calibrate",
+    "calibrate_apg": "calibrate",
     "CFG": "cfg",
     "CFGPP": "cfgpp",
     "Sum": "compose",

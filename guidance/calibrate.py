@@ -1,17 +1,20 @@
-"""The threshold of adaptive guidance belongs to a model: measure it.
+"""Settings that belong to a model: measure them.
 
     found = calibrate_adaptive(pipe, prompts, saving=0.25, rule="cfg:scale=5", num_inference_steps=20)
     rule = guidance.parse(f"cfg:scale=5 + adaptive:threshold={found.threshold}")
+    cap = calibrate_apg(pipe, prompts, scale=5, num_inference_steps=20)
+    rule = guidance.APG(scale=5, norm_threshold=cap)
 
-The prompts are run with full guidance while the agreement of the two branches is recorded. Dropping a row changes
-nothing about it before the drop, so what any threshold would have saved is known exactly from one run.
+For adaptive guidance the prompts are run with full guidance while the agreement of the two branches is recorded.
+Dropping a row changes nothing about it before the drop, so what any threshold would have saved is known exactly from
+one run. For APG the length of the difference is recorded on a run of plain CFG.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .cfg import CFG
 from .compose import compose
 from .grammar import parse
 from .modifiers.adaptive import Adaptive
-from .rule import Rule
+from .reduce import norm
+from .rule import Ask, Context, Guide, Rule
 
 _NEVER = 2.0  # a cosine never reaches it
 
@@ -58,19 +63,10 @@ def calibrate_adaptive(
     space: that of `Adaptive`. A UserWarning says when the branches agree best at the first steps, as noise predictions
     of some models do: a threshold then drops guidance where it matters most, and space="denoised" is what to use.
     """
-    from .pipelines import attach
-
-    if not prompts:
-        raise UsageError("no prompts to calibrate with; give at least one, better thirty")
     plain = parse(rule) if isinstance(rule, str) else rule
     watched = compose(plain, Adaptive(threshold=_NEVER, space=space))
-    runs = []
-    for start in range(0, len(prompts), batch_size):
-        with attach(pipe, watched, networks) as run:
-            given = {argument: list(prompts[start : start + batch_size]), "output_type": "latent", **call}
-            pipe(**{**dict(run.adapter.on_settings), **given})
-        runs.append(agreements_of(run.steps))
-    agreements = torch.cat(runs, dim=1)
+    runs = recorded(pipe, watched, prompts, batch_size, argument, networks, call)
+    agreements = torch.cat([agreements_of(steps) for steps in runs], dim=1)
     if not rises(agreements):
         other = "denoised" if space == "noise" else "noise"
         warnings.warn(
@@ -79,6 +75,57 @@ def calibrate_adaptive(
             stacklevel=2,
         )
     return choose_threshold(agreements, saving)
+
+
+@dataclass(frozen=True)
+class _Measured(CFG):
+    """CFG that records |cond - uncond| of the denoised predictions of each row."""
+
+    def guide(self, ctx: Context) -> Guide:
+        cond, uncond = yield Ask(), Ask("uncond")
+        ctx.log(apart=norm(cond.denoised - uncond.denoised))
+        return (yield from super().guide(ctx))
+
+
+def calibrate_apg(
+    pipe: Any,
+    prompts: Sequence[Any],
+    *,
+    scale: float = 7.5,
+    batch_size: int = 8,
+    argument: str = "prompt",
+    networks: Mapping[str, nn.Module] | None = None,
+    **call: Any,
+) -> float:
+    """A `norm_threshold` for `APG`: the median over steps and rows of |D_cond - D_uncond| on runs of plain CFG.
+
+    The card of the paper (2410.02416) has a value for a few models only; this choice for the others is ours. The norm
+    grows with the latents' size and scaling: calibrate at the size that will be used. Arguments: as those of
+    `calibrate_adaptive`.
+    """
+    runs = recorded(pipe, _Measured(scale=scale), prompts, batch_size, argument, networks, call)
+    return float(torch.cat([step["apart"].double().cpu() for steps in runs for step in steps]).median())
+
+
+def recorded(
+    pipe: Any,
+    rule: Rule,
+    prompts: Sequence[Any],
+    batch_size: int,
+    argument: str,
+    networks: Mapping[str, nn.Module] | None,
+    call: Mapping[str, Any],
+) -> Iterator[list[dict[str, Any]]]:
+    """The step records of runs of the rule over the prompts, a batch each."""
+    from .pipelines import attach
+
+    if not prompts:
+        raise UsageError("no prompts to calibrate with; give at least one, better thirty")
+    for start in range(0, len(prompts), batch_size):
+        with attach(pipe, rule, networks) as run:
+            given = {argument: list(prompts[start : start + batch_size]), "output_type": "latent", **call}
+            pipe(**{**dict(run.adapter.on_settings), **given})
+        yield run.steps
 
 
 def rises(agreements: Tensor) -> bool:

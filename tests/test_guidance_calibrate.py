@@ -9,7 +9,7 @@ import torch
 import pilotage
 from pilotage import guidance
 from pilotage.errors import UsageError
-from pilotage.guidance.calibrate import agreements_of, calibrate_adaptive, choose_threshold
+from pilotage.guidance.calibrate import agreements_of, calibrate_adaptive, calibrate_apg, choose_threshold
 
 
 def evaluated(agreements: torch.Tensor, threshold: float) -> int:
@@ -80,3 +80,17 @@ def test_bad_calls() -> None:
         calibrate_adaptive(tiny.text_to_image().pipe, [])
     with pytest.raises(UsageError, match="recorded no agreement"):
         agreements_of([{"rho": 1.0}])
+    with pytest.raises(UsageError, match="no prompts"):
+        calibrate_apg(tiny.text_to_image().pipe, [])
+
+
+def test_the_cap_of_apg_is_the_median_length_of_cfgs_difference() -> None:
+    """Against the native differences that every run records: an epsilon model's D differs by rho times as much."""
+    case = tiny.text_to_image()
+    prompts = ["a red star", "two blue rings", "a moon"]
+    call = dict(height=16, width=16, num_inference_steps=5, latents=torch.randn(3, 4, 8, 8))
+    cap = calibrate_apg(case.pipe, prompts, scale=4, **call)
+    with pilotage.attach(case.pipe, "cfg:scale=4") as run:
+        case.pipe(prompts, output_type="latent", guidance_scale=2.0, **call)
+    lengths = torch.cat([step["rho"] * step["difference"] for step in run.steps])
+    assert cap == pytest.approx(float(lengths.median()), rel=1e-5)

@@ -10,32 +10,33 @@ from .. import embedded, world
 from . import common
 
 PROMPTS = 512
-RULE, STEPS, SAVING = "cfg:scale=3", 25, 0.253  # a little above the 25 % that is wanted on other captions
+SCALE = 3
+RULE, STEPS, SAVING = f"cfg:scale={SCALE}", 25, 0.253  # a little above the 25 % that is wanted on other captions
 SPACE = "denoised"  # the noise predictions of this model agree best at the first steps
 
 
 def run(work: Path) -> None:
-    """Write `weights/guidance.json` with the threshold of adaptive guidance, and its hash beside the others."""
-    from ...guidance import calibrate_adaptive
+    """Write `weights/guidance.json`, the thresholds of adaptive guidance and APG, and its hash beside the others."""
+    from ...guidance import calibrate_adaptive, calibrate_apg
     from ...samplers import DPMPP2M, SeededNoise
 
     log = common.Log(work, "calibrate")
     pipe = embedded.load()
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMPP2M.from_config(pipe.scheduler.config)
-    latents = SeededNoise(range(PROMPTS)).initial((4, 8, 8))
-    found = calibrate_adaptive(
-        pipe,
-        list(world.captions(range(PROMPTS), "train")),
-        saving=SAVING,
-        rule=RULE,
-        space=SPACE,
-        batch_size=PROMPTS,
-        num_inference_steps=STEPS,
-        latents=latents,
-    )
+    captions = list(world.captions(range(PROMPTS), "train"))
+    call = {
+        "batch_size": PROMPTS,
+        "num_inference_steps": STEPS,
+        "latents": SeededNoise(range(PROMPTS)).initial((4, 8, 8)),
+    }
+    found = calibrate_adaptive(pipe, captions, saving=SAVING, rule=RULE, space=SPACE, **call)
+    cap = calibrate_apg(pipe, captions, scale=SCALE, **call)
     record = {
-        "defaults": {"adaptive": {"threshold": round(found.threshold, 6), "space": SPACE}},
+        "defaults": {
+            "adaptive": {"threshold": round(found.threshold, 6), "space": SPACE},
+            "apg": {"norm_threshold": round(cap, 3)},
+        },
         "measured": {
             "rule": RULE,
             "sampler": "dpmpp-2m",
@@ -50,4 +51,4 @@ def run(work: Path) -> None:
     hashes = json.loads((embedded.WEIGHTS / "hashes.json").read_text(encoding="utf-8"))
     hashes["guidance.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (embedded.WEIGHTS / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
-    log(event="end", threshold=found.threshold, saving=found.saving, prompts=PROMPTS)
+    log(event="end", threshold=found.threshold, cap=cap, saving=found.saving, prompts=PROMPTS)

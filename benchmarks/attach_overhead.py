@@ -17,31 +17,18 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers as D
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 
 import pilotage
 from pilotage import guidance
 
 STEPS = 20
-
-
-class Operations(TorchDispatchMode):
-    """Counts tensor operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.__name__.split(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def pipeline(channels: tuple[int, ...], width: int, groups: int, heads: int) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,15 +89,16 @@ def run(
     samples = generate(spec, model=model, only=missing, watch=watch)  # refuses what is wrong before anything is written
     with threads(spec.threads):
         now = {"revision": model.revision, "inputs": input_hashes(spec), **environment(model.key[2])}
-    make_folder(folder)
-    said = _begin(folder, spec, now)
-    check_space(folder, len(missing) * _bytes_each(spec, model.pipe) + 1_000_000)
-    if begun:
-        begun(len(items), len(pictures))
-    for sample in samples:
-        items[sample.index] = _save(folder, sample, spec, now)
-        if told:
-            told(sample)
+    with _nothing_if_refused(folder):
+        make_folder(folder)
+        said = _begin(folder, spec, now)
+        check_space(folder, len(missing) * _bytes_each(spec, model.pipe) + 1_000_000)
+        if begun:
+            begun(len(items), len(pictures))
+        for sample in samples:
+            items[sample.index] = _save(folder, sample, spec, now)
+            if told:
+                told(sample)
     return Finished(folder, spec, items, len(missing), said)
 
 
@@ -143,6 +145,22 @@ def differing_fields(recorded: dict[str, Any], spec: RunSpec) -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def _nothing_if_refused(folder: Path) -> Iterator[None]:
+    """A run that ends before its first picture leaves nothing that it wrote: a refusal may come as late as the first
+    network call, and the folder would then refuse the command that mends it."""
+    existed, resumed = folder.exists(), (folder / RUN).is_file()
+    try:
+        yield
+    except BaseException:
+        if not resumed and not any(folder.glob("*.png")):
+            (folder / RUN).unlink(missing_ok=True)
+            if not existed:
+                with suppress(OSError):  # somebody else has put something there
+                    folder.rmdir()
+        raise
 
 
 def _begin(folder: Path, spec: RunSpec, now: dict[str, Any]) -> list[str]:

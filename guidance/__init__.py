@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .fdg import FDG
     from .feedback import FeedbackGuidance
     from .fitting import fit_linear
+    from .frame_cfg import FrameCFG
     from .gfcg import GFCGReconstruction
     from .gradient.classifier import ClassifierGuidance
     from .gradient.dps import DPS
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .rule import Ask, Context, Modifier, Point, Rule, Unguided, changed, together
     from .sega import SEGA
     from .tcfg import TCFG
+    from .weak_copy import quantised
 
 _WHERE = {
     "APG": "apg",
@@ -90,6 +92,7 @@ _WHERE = {
     "DynamicThreshold": "modifiers.threshold",
     "FDG": "fdg",
     "FeedbackGuidance": "feedback",
+    "FrameCFG": "frame_cfg",
     "fit_linear": "fitting",
     "HiGS": "modifiers.higs",
     "ICG": "modifiers.icg",
@@ -98,6 +101,7 @@ _WHERE = {
     "LinearFit": "modifiers.linear",
     "MamboG": "mambo",
     "PerpNeg": "perp_neg",
+    "quantised": "weak_copy",
     "RectifiedCFGPP": "rectified",
     "Reflect": "modifiers.reflect",
     "S2": "attention.s2",

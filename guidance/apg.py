@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..samplers.prediction import Prediction
-from .reduce import coarse_dot, norm, safe_ratio
-from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, guided_rows, is_off, minus_one, selected
+from .reduce import Axes, along, coarse_dot, norm, safe_ratio
+from .rule import Context, Guide, Rule
+from .scale import Scale, both, minus_one, selected
 
 
 @dataclass(frozen=True)
@@ -22,23 +24,35 @@ class APG(Rule):
     norm_threshold: cap on the norm of the difference, 0 for none; it grows with sqrt(C H W) and with the latents'
     scaling, so it belongs to a model and a size. momentum: weight of the previous steps' average, below 0 in the
     paper, 0 for none. With eta=1, norm_threshold=0, momentum=0 it is CFG.
+    relative_threshold: in place of norm_threshold, the cap in units of the square root of the number of entries, which
+    bears another size. axes: over which the norms and the projection are taken, counted as in the latents of the
+    pipeline, the batch being 0; () is all of a sample, (1,) the time of audio latents (B, T, C), (2, 3) each channel of
+    a picture by itself.
     """
 
     scale: Scale = 5.0
     eta: float = 0.0
     norm_threshold: float = 0.0
     momentum: float = -0.5
+    relative_threshold: float = 0.0
+    axes: Axes = ()
 
     passes: ClassVar[int] = 7
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
 
+    def __post_init__(self) -> None:
+        if self.norm_threshold > 0 and self.relative_threshold > 0:
+            raise UsageError("apg has two caps; give norm_threshold or relative_threshold, and leave the other at 0")
+        if len(set(self.axes)) < len(self.axes) or not all(isinstance(a, int) and a > 0 for a in self.axes):
+            raise UsageError(
+                f"apg:axes={list(self.axes)} are not axes of a sample; count from 1, each once, as in [2,3]"
+            )
+
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
-        if is_off(self.scale):
-            (cond,) = yield (Ask(),)
+        cond, uncond, on = yield from both(ctx, self.scale)
+        if uncond is None:
             return cond
-        on = guided_rows(self.scale, ctx.x)
-        cond, uncond = yield Ask(), Ask("uncond", rows=on)
         _, slope = cond.kind.denoised(cond.level)  # of denoised in native, so that x drops out of the difference
         if slope == 0:
             return cond
@@ -48,9 +62,18 @@ class APG(Rule):
             if before is not None:
                 difference.add_(before, alpha=self.momentum)
             ctx.keep(self, difference)
-        size = ctx.column(minus_one(self.scale)) / slope * capped(difference, self.norm_threshold, ctx)
-        update = projected(difference, clean_direction(cond), self.eta, ctx)
+        size = ctx.column(minus_one(self.scale)) / slope * capped(difference, self._cap(difference), self.axes)
+        update = projected(difference, clean_direction(cond), self.eta, self.axes)
         return selected(cond.like(torch.addcmul(cond.native, update, size)), on, cond)
+
+    def _cap(self, difference: Tensor) -> float:
+        """The longest that the difference may be, 0 for no limit."""
+        if self.axes and max(self.axes) >= difference.dim():
+            raise UsageError(f"apg:axes={list(self.axes)} are too many for latents {tuple(difference.shape)}")
+        if self.relative_threshold <= 0:
+            return self.norm_threshold
+        axes = self.axes or range(1, difference.dim())
+        return self.relative_threshold * math.sqrt(math.prod(difference.shape[axis] for axis in axes))
 
 
 def clean_direction(p: Prediction) -> Tensor:
@@ -59,16 +82,16 @@ def clean_direction(p: Prediction) -> Tensor:
     return p.native if of_x == 0 else torch.add(p.x, p.native, alpha=of_native / of_x)
 
 
-def capped(difference: Tensor, cap: float, ctx: Context) -> Tensor:
+def capped(difference: Tensor, cap: float, axes: Axes = ()) -> Tensor:
     """min(1, cap / |g|) of each row, shaped to broadcast against g (B, ...); 1 where there is no cap."""
     if cap <= 0:
         return difference.new_ones(())
-    return ctx.column((cap / norm(difference).clamp(min=cap)).to(difference.dtype))
+    return (cap / along(axes, norm, difference).clamp(min=cap)).to(difference.dtype)
 
 
-def projected(difference: Tensor, target: Tensor, eta: float, ctx: Context) -> Tensor:
+def projected(difference: Tensor, target: Tensor, eta: float, axes: Axes = ()) -> Tensor:
     """g - (1 - eta) g_parallel, with g_parallel the projection of g on the target; all (B, ...). Linear in g."""
     if eta == 1:
         return difference
-    along = safe_ratio(coarse_dot(difference, target), norm(target).square()).to(difference.dtype)
-    return torch.addcmul(difference, ctx.column(along), target, value=eta - 1.0)
+    share = safe_ratio(along(axes, coarse_dot, difference, target), along(axes, norm, target).square())
+    return torch.addcmul(difference, share.to(difference.dtype), target, value=eta - 1.0)

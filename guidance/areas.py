@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from torch import Tensor
 
 from ..errors import UsageError
-from .prompts import branch_of
+from .prompts import branch_of, text_of
 from .rule import Context
 from .spatial import as_given, as_pictures
 
@@ -29,6 +29,12 @@ class Area:
         """(H, W) of pictures (B, ..., H, W): how much of each pixel lies inside."""
         down = _covered(pictures.shape[-2], self.top, self.bottom, pictures)
         return down[:, None] * _covered(pictures.shape[-1], self.left, self.right, pictures)
+
+    def box(self, pictures: Tensor) -> tuple[slice, slice]:
+        """The rows and columns of pictures (B, ..., H, W) that the area touches."""
+        height, width = pictures.shape[-2:]
+        rows = slice(math.floor(self.top * height), math.ceil(self.bottom * height))
+        return rows, slice(math.floor(self.left * width), math.ceil(self.right * width))
 
 
 WORDS = {
@@ -66,8 +72,17 @@ def _area(where: str) -> Area:
     return Area(left, right, top, bottom)
 
 
-def within(area: Area, x: Tensor, ctx: Context) -> Tensor:
-    """x (B, ...) where the area is, 0 elsewhere."""
+def check_areas(text: str, branches: Collection[str], where: str) -> None:
+    """Refuse an area of a prompt that is not there. where: the setting that names the prompts."""
+    stray = [branch for branch in confined(text) if branch not in branches]
+    if stray:
+        raise UsageError(f"there is no prompt {text_of(stray[0])!r} to confine; name it in {where}=")
+
+
+def within(area: Area | None, x: Tensor, ctx: Context) -> Tensor:
+    """x (B, ...) where the area is, 0 elsewhere; None is everywhere."""
+    if area is None:
+        return x
     pictures = as_pictures(x, ctx, "an area")
     return as_given(pictures * area.mask(pictures), ctx)
 

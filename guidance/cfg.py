@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, guided_rows, is_off, selected
+from .rule import Context, Guide, Rule
+from .scale import Scale, both, selected
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,7 @@ class CFG(Rule):
 
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
-        if is_off(self.scale):
-            (cond,) = yield (Ask(),)
+        cond, uncond, on = yield from both(ctx, self.scale)
+        if uncond is None:
             return cond
-        on = guided_rows(self.scale, ctx.x)
-        cond, uncond = yield Ask(), Ask("uncond", rows=on)
         return selected(cond.like(uncond.native + ctx.column(self.scale) * (cond.native - uncond.native)), on, cond)

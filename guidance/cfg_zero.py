@@ -12,8 +12,8 @@ import torch
 
 from ..samplers.prediction import FLOW_PREDICTION, Prediction
 from .reduce import dot, safe_ratio
-from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, guided_rows, is_off, selected
+from .rule import Context, Guide, Rule
+from .scale import Scale, both, selected
 from .velocity import refuse_other_than_flow, velocity, with_velocity
 
 
@@ -41,11 +41,9 @@ class CFGZero(Rule):
             ctx.log(scale=0.0)
             return Prediction(ctx.x, ctx.level, torch.zeros_like(ctx.x), FLOW_PREDICTION)
         ctx.log(scale=self.scale)
-        if is_off(self.scale):
-            (cond,) = yield (Ask(),)
+        cond, uncond, on = yield from both(ctx, self.scale)
+        if uncond is None:
             return cond
-        on = guided_rows(self.scale, ctx.x)
-        cond, uncond = yield Ask(), Ask("uncond", rows=on)
         u, v = velocity(cond, ctx), velocity(uncond, ctx)
         share = safe_ratio(dot(u, v), dot(v, v))
         ctx.log(optimised=share)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import UsageError
-from .areas import confined, within
+from .areas import check_areas, confined, within
 from .cfg import CFG
 from .prompts import weighted
 from .rule import Ask, Context, Guide, Rule
@@ -30,10 +29,7 @@ class Composable(Rule):
     passes: ClassVar[int] = 6  # with one further prompt; 3 for each
 
     def __post_init__(self) -> None:
-        known = {branch for branch, _ in weighted(self.prompts, 7.5)}
-        stray = [branch for branch in confined(self.areas) if branch not in known]
-        if stray:
-            raise UsageError(f"there is no prompt {stray[0].removeprefix('prompt:')!r} to confine; name it in prompts=")
+        check_areas(self.areas, [branch for branch, _ in weighted(self.prompts, 7.5)], "prompts")
 
     @property
     def spatial(self) -> bool:  # type: ignore[override]
@@ -53,5 +49,5 @@ class Composable(Rule):
         areas = confined(self.areas)
         for (branch, weight), other in zip(prompts, others, strict=True):
             term = weight * (other.native - uncond.native)
-            guided = guided + (term if branch not in areas else within(areas[branch], term, ctx))
+            guided = guided + within(areas.get(branch), term, ctx)
         return cond.like(guided)

@@ -52,7 +52,7 @@ class FDG(Rule):
         for i, band in enumerate(bands):
             share = i / (len(bands) - 1) if len(bands) > 1 else 0.0
             weight = flat.column(torch.lerp(high, low, share).to(band.dtype))
-            bands[i] = weight * projected(band, towards[i], self.parallel, flat)
+            bands[i] = weight * projected(band, towards[i], self.parallel)
         return selected(cond.with_denoised(target + as_given(from_pyramid(bands), ctx)), on, cond)
 
     def _weights(self, scale: Scale, ctx: Context) -> Tensor:

@@ -15,6 +15,7 @@ from ..errors import UsageError, nearest
 from ..grammar import name_and_settings, pieces_of, spelled
 from ..registry import lookup
 from .compose import compose, parts_of
+from .reduce import Axes
 from .registry import RULES
 from .rule import Modifier, Rule, settings_of
 from .scale import Scale
@@ -37,17 +38,17 @@ def parse(text: str, defaults: Defaults | None = None) -> Rule:
 def make(name: str, **settings: Any) -> Rule:
     """A rule by its registry name and settings."""
     spec = lookup("guidance", RULES, name, "guidance rule")
-    known, by_row = spec.defaults, _by_row(spec.load())
+    known, lists = spec.defaults, _lists(spec.load())
     for key, value in settings.items():
         if key not in known:
             raise UsageError(f"{name} has no setting {key!r}: {nearest(key, known) if known else 'it has none'}")
-        settings[key] = _checked(name, key, value, known[key], key in by_row)
+        settings[key] = _checked(name, key, value, known[key], key in lists)
     return spec.load()(**settings)
 
 
-def _by_row(cls: type) -> set[str]:
-    """The settings that may have one value a row: those of type `Scale`."""
-    return {f.name for f in dataclasses.fields(cls) if f.type in (Scale, "Scale")}
+def _lists(cls: type) -> set[str]:
+    """The settings that may be a list: one value a row (those of type `Scale`), or axes."""
+    return {f.name for f in dataclasses.fields(cls) if f.type in (Scale, "Scale", Axes, "Axes")}
 
 
 def _piece(piece: str, defaults: Defaults) -> Rule:
@@ -56,17 +57,20 @@ def _piece(piece: str, defaults: Defaults) -> Rule:
     return make(name, **{**defaults.get(name, {}), **settings})
 
 
-def _checked(name: str, key: str, value: Any, default: Any, by_row: bool) -> Any:
-    """The value, if it is a number where a number belongs (or several, one a row), or a word where a word belongs."""
-    words = isinstance(default, str)
-    rows = by_row and isinstance(value, (tuple, list)) and len(value) > 0
+def _checked(name: str, key: str, value: Any, default: Any, may_list: bool) -> Any:
+    """The value, if it is a number where a number belongs (or a list of them where that may be), or a word where a word
+    belongs."""
+    words, always_list = isinstance(default, str), isinstance(default, tuple)
+    several = may_list and isinstance(value, (tuple, list)) and (always_list or len(value) > 0)
     if (
         (words and isinstance(value, str))
         or (value is None and default is None)
-        or (not words and all(_is_number(v, default) for v in (value if rows else [value])))
+        or (not words and all(_is_number(v, default) for v in (value if several else [value])))
     ):
-        return tuple(value) if rows else value
-    wanted = "a word" if words else "a number, or a list of one a row" if by_row else "a number"
+        return tuple(value) if several else (value,) if always_list else value
+    wanted = "a number"
+    if words or may_list:
+        wanted = "a word" if words else "a list of numbers" if always_list else "a number, or a list of one a row"
     raise UsageError(f"{name}:{key} must be {wanted}, not {value!r}; for example {name}:{key}={_example(default)}")
 
 
@@ -78,7 +82,7 @@ def _is_number(value: Any, default: Any) -> bool:
 
 
 def _example(default: Any) -> Any:
-    return 5.0 if default in (None, ...) else default
+    return [1] if default == () else 5.0 if default in (None, ...) else default
 
 
 def spell(rule: Rule, always: Defaults | None = None) -> str:

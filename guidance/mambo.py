@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from .reduce import norm
-from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, guided_rows, is_off, minus_one, selected
+from .rule import Context, Guide, Rule
+from .scale import Scale, both, minus_one, selected
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,10 @@ class MamboG(Rule):
     needs: ClassVar[tuple[str, ...]] = ("cond", "uncond")
 
     def guide(self, ctx: Context) -> Guide:
-        if is_off(self.scale):
+        cond, uncond, on = yield from both(ctx, self.scale)
+        if uncond is None:
             ctx.log(scale=self.scale)
-            (cond,) = yield (Ask(),)
             return cond
-        on = guided_rows(self.scale, ctx.x)
-        cond, uncond = yield Ask(), Ask("uncond", rows=on)
         difference = cond.native - uncond.native
         size, base = norm(difference), norm(uncond.native)
         ratio = torch.where(base > 0, size / torch.where(base > 0, base, 1.0), torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .areas import check_areas, confined, within
 from .cfg import CFG
 from .prompts import weighted
 from .reduce import dot, safe_ratio
@@ -19,16 +20,22 @@ class PerpNeg(Rule):
 
     scale: 1 with no negatives is off. negatives: "blur:1.5 hands" are the conditions "prompt:blur" and "prompt:hands";
     a weight is 1 unless given, 0 is off; none by default. "uncond" must be the true empty prompt. Without negatives it
-    is CFG.
+    is CFG. areas: "blur:top" confines a negative to a part of the picture, as in composable (ours): b_k is then
+    m (negative_k - uncond) - c m a, m being 1 inside and 0 outside, with the c that makes it perpendicular to a.
     """
 
     scale: Scale = 7.5
     negatives: str = ""
+    areas: str = ""
 
     passes: ClassVar[int] = 12  # with one negative
 
     def __post_init__(self) -> None:
-        weighted(self.negatives, 1.0)
+        check_areas(self.areas, [branch for branch, _ in weighted(self.negatives, 1.0)], "negatives")
+
+    @property
+    def spatial(self) -> bool:  # type: ignore[override]
+        return bool(self.areas)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -41,9 +48,10 @@ class PerpNeg(Rule):
             return (yield from CFG(self.scale).guide(ctx))
         cond, uncond, *others = yield Ask(), Ask("uncond"), *(Ask(branch) for branch, _ in negatives)
         towards = direction = cond.native - uncond.native
-        length = dot(towards, towards)
-        for (_, weight), other in zip(negatives, others, strict=True):
-            away = other.native - uncond.native
-            along = safe_ratio(dot(away, towards), length).to(away.dtype)
-            direction = direction - weight * (away - ctx.column(along) * towards)
+        areas = confined(self.areas)
+        for (branch, weight), other in zip(negatives, others, strict=True):
+            area = areas.get(branch)
+            away, here = within(area, other.native - uncond.native, ctx), within(area, towards, ctx)
+            along = safe_ratio(dot(away, towards), dot(here, towards)).to(away.dtype)
+            direction = direction - weight * (away - ctx.column(along) * here)
         return cond.like(uncond.native + ctx.column(self.scale) * direction)

@@ -6,8 +6,12 @@ cosine within 1e-3 of 1 loses its digits in float32). Devices without float64 ac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Axes = tuple[int, ...]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -38,6 +42,17 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of the angle between the rows of a and b: (B,); 1 where either is zero (nothing to tell apart)."""
     length = norm(a) * norm(b)
     return torch.where(length > 0, dot(a, b) / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)
+
+
+def along(axes: Axes, reduction: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A reduction of this module, of tensors of one shape, over these axes alone: each line of them counts as a row.
+    Shaped to broadcast against the tensors; no axes are all but the first."""
+    first = tensors[0]
+    if not axes:
+        return reduction(*tensors).reshape(-1, *[1] * (first.dim() - 1))
+    kept = [axis for axis in range(first.dim()) if axis not in axes]
+    lines = [t.permute(*kept, *axes).flatten(0, len(kept) - 1) for t in tensors]
+    return reduction(*lines).reshape([1 if axis in axes else size for axis, size in enumerate(first.shape)])
 
 
 def safe_ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from .cfgpp import CFGPP
 from .composable import Composable
 from .fdg import FDG
 from .feedback import FeedbackGuidance
+from .frame_cfg import FrameCFG
 from .gfcg import GFCGReconstruction
 from .gradient.classifier import ClassifierGuidance
 from .gradient.dps import DPS
@@ -74,6 +75,21 @@ RULES: dict[str, Spec] = {
             "scale": "1 is off and evaluates one branch; 0 is the unconditional prediction; a tuple gives one a row",
         },
     ),
+    "frame-cfg": Spec(
+        FrameCFG,
+        "CFG whose scale rises from the first frame of a film to the last",
+        "Blattmann et al. 2023, 2311.15127",
+        "2M",
+        ("uncond",),
+        {"scale": 1.0, "first": 1.0},
+        "any",
+        "What Stable Video Diffusion does by itself. Elsewhere `scale` holds everywhere.",
+        models="of films, with a null branch",
+        limits={
+            "scale": "of the last frame; with first=1, 1 is off",
+            "first": "of the first frame; equal to scale it is cfg",
+        },
+    ),
     "apg": Spec(
         APG,
         "adaptive projected guidance: CFG without the part that saturates",
@@ -83,12 +99,14 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0},
         "denoised",
         "Bears higher scales than CFG. eta=1, norm_threshold=0, momentum=0 is CFG. norm_threshold belongs to a model "
-        "and a size; 0 switches it off.",
+        "and a size; 0 switches it off. axes=[1] is for audio latents (B, T, C).",
         models="with a null branch",
         limits={
             "scale": "1 is off and evaluates one branch; 0 is the unconditional prediction; a tuple gives one a row",
             "eta": "1 keeps the parallel part (CFG), 0 removes it",
             "norm_threshold": "0 does not cap; the smaller it is above 0, the weaker the guidance",
+            "relative_threshold": "0 does not cap; 1 is a root mean square of 1 in the difference",
+            "axes": "[] takes norms and projection over a whole sample; [2,3] over each channel of a picture by itself",
             "momentum": "0 has no memory; -1 and below does not settle",
         },
     ),
@@ -116,12 +134,16 @@ RULES: dict[str, Spec] = {
         {"scale": 1.0},
         "any",
         "Raises quality and keeps variety: both networks see the same condition. Needs a second network (a checkpoint, "
-        "EMA weights), or weak=skip, weak=lora of the same one; mix=0.5 shares the scale with CFG.",
+        "EMA weights, quantised(network)), or the same one with weak=skip, lora, dropout or tokens; mix=0.5 shares the "
+        "scale with CFG.",
         models="any that has a weaker version of itself",
         limits={
             "scale": "1 is off and evaluates one network; 0 is the weak one; a tuple gives one a row",
             "mix": "1 is autoguidance alone; 0 is CFG, without the weak network",
-            "weak": "network is a second one; skip leaves layers out, lora switches a LoRA off",
+            "weak": "network is a second one; skip leaves layers out, lora switches a LoRA off, dropout and tokens "
+            "make the self-attentions worse",
+            "drop": "0 makes dropout and tokens do nothing; unused otherwise",
+            "seed": "of dropout and tokens",
             "layers": '"" is the default of slg; with weak=skip only',
         },
     ),
@@ -153,6 +175,7 @@ RULES: dict[str, Spec] = {
         limits={
             "threshold": "above 1 never drops (the rule inside); -1 drops every row after the first step",
             "space": "noise is the paper's, denoised tells late steps apart better",
+            "on_crossing": "next guides the step that reaches the threshold, same drops its guidance too",
         },
     ),
     "interval": Spec(
@@ -294,6 +317,7 @@ RULES: dict[str, Spec] = {
         limits={
             "scale": "0 is the unconditional prediction; 1 with no negatives is off",
             "negatives": '"" is CFG; a weight of 0 leaves its prompt out',
+            "areas": '"" confines nothing; an area is left, right, top, bottom, centre, or x0-x1/y0-y1',
         },
     ),
     "composable": Spec(
@@ -327,6 +351,7 @@ RULES: dict[str, Spec] = {
             "scale": "of the CFG; 1 without concepts is off",
             "concepts": '"" is CFG; a weight of 0 leaves its concept out, below 0 takes away',
             "share": "0 keeps every entry; 1 only the largest of each channel",
+            "areas": '"" confines nothing; an area is left, right, top, bottom, centre, or x0-x1/y0-y1',
             "warmup": "0 acts from the first step; the number of steps or more is CFG",
             "momentum": "0 has no memory",
             "inertia": "0 remembers the last step alone; 1 never gathers",
@@ -493,7 +518,7 @@ RULES: dict[str, Spec] = {
             "classifier": '"" is off; guide is the embedded model\'s',
             "target": "a class, or one a row; caption or an attribute with guide",
             "weight": "0 is off; 1 is Bayes' rule",
-            "form": "score works on any sampler, ancestral shifts the mean",
+            "form": "score works on any sampler, ancestral shifts the mean, matched by a share of its norm",
         },
     ),
     "ppap": Spec(
@@ -510,7 +535,7 @@ RULES: dict[str, Spec] = {
             "classifier": '"" is off',
             "target": "a class, or one a row",
             "weight": "0 is off; 1 is Bayes' rule",
-            "form": "score works on any sampler, ancestral shifts the mean",
+            "form": "score works on any sampler, ancestral shifts the mean, matched by a share of its norm",
         },
     ),
     "elucd": Spec(
@@ -816,8 +841,8 @@ RULES: dict[str, Spec] = {
         "2M, 3M with cfg",
         off={"weight": 0.0},
         space="denoised",
-        notes="Latents (B, C, H, W) only. Its null branch is uncond where the rule asks for it, else cond.",
-        models="UNets and DiTs with latents (B, C, H, W)",
+        notes="Pictures only, packed ones too. Its null branch is uncond where the rule asks for it, else cond.",
+        models="UNets (Stable Diffusion, SDXL), DiT, PixArt, SD3, Flux",
         limits={
             "weight": "0 is off; a tuple gives one a row",
             "sigma": "towards 0 nothing is blurred; large blurs to the mean of nine taps",
@@ -829,7 +854,7 @@ RULES: dict[str, Spec] = {
         NAG,
         "normalized attention guidance: a negative prompt inside the attention",
         "Chen et al. 2025, 2505.21179",
-        "1M with negative= embeddings, else 2M; more in joint attention, whose blocks run twice",
+        "1M with negative= or branch=prompt:..., else 2M; more in joint attention, whose blocks run twice",
         off={"scale": 1.0},
         space="attention",
         notes="For distilled and few-step models. Without embeddings (Python: negative=) the negative prompt is that "
@@ -837,7 +862,7 @@ RULES: dict[str, Spec] = {
         models="text-to-image, distilled and few-step ones above all",
         limits={
             "layers": '"" is all cross-attentions (joint blocks); others are left alone',
-            "branch": "whose text is the negative one; unused with negative=",
+            "branch": "whose text is the negative one; prompt:grey_and_blurry is that text, at no further evaluation",
             "negative": "None reads the branch's text, and its rows are evaluated; embeddings cost nothing more",
             "scale": "1 is off",
             "tau": "1 keeps the length of the positive attention; inf has no cap",
@@ -849,14 +874,14 @@ RULES: dict[str, Spec] = {
         NASA,
         "negative-away steer attention: a negative prompt subtracted inside the cross-attention",
         "Nguyen et al. 2024, 2412.02687",
-        "1M with negative= embeddings, else 2M",
+        "1M with negative= or branch=prompt:..., else 2M",
         off={"weight": 0.0},
         space="attention",
         notes="For one- and few-step models. An empty negative prompt is not nothing: switch it off instead.",
         models="text-to-image, one- and few-step ones above all",
         limits={
             "layers": '"" is all cross-attentions (joint blocks); others are left alone',
-            "branch": "whose text is the negative one; unused with negative=",
+            "branch": "whose text is the negative one; prompt:grey_and_blurry is that text, at no further evaluation",
             "negative": "None reads the branch's text, and its rows are evaluated; embeddings cost nothing more",
             "weight": "0 is off; 1 with equal prompts leaves nothing",
         },

@@ -65,8 +65,10 @@ class Context:
     x: (B, ...) at `level`. The outer step goes from `start` to `goal`; at stage 0 `level` is `start`, later stages of a
     solver look from elsewhere, but decisions about the step (windows, lambda) are made from `start`. step of steps.
     every_row: bool (B,), all true. record: this step's log. packing: how x stands for pictures, where a pipeline packs
-    them into tokens. origin: what runs, for rules that were fitted to it: "network", "scheduler" and "negative".
-    prompts: the pipeline's prompts, one a row, or None where it was given embeddings.
+    them into tokens. frames: the axis of x along which a film runs, where that is known. origin: what runs, for rules
+    that were fitted to it: "network", "scheduler" and "negative". prompts: the pipeline's prompts, one a row, or None
+    where it was given embeddings. encode: what a further prompt, by its branch, changes in the network's arguments, one
+    row for all pictures; None where the conditions of further prompts were given.
     """
 
     x: Tensor
@@ -84,8 +86,10 @@ class Context:
     scope: tuple[int, ...] = ()
     rows: Tensor | None = None  # the rows a modifier narrowed this rule to
     packing: Packing | None = None
+    frames: int | None = None
     origin: Origin | None = None
     prompts: Callable[[], tuple[str, ...] | None] | None = None
+    encode: Callable[[str], Mapping[str, Any]] | None = None
 
     @property
     def every_row(self) -> Tensor:

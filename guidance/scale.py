@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
 from ..samplers.prediction import Prediction
+from .rule import Ask, Asks, Context
 
 Scale = float | tuple[float, ...]
 
@@ -30,3 +33,18 @@ def selected(guided: Prediction, rows: Tensor | None, cond: Prediction) -> Predi
 def minus_one(scale: Scale) -> Scale:
     """The weight of an additive direction."""
     return tuple(s - 1 for s in scale) if isinstance(scale, tuple) else scale - 1
+
+
+def both(
+    ctx: Context, scale: Scale
+) -> Generator[Asks, tuple[Prediction, ...], tuple[Prediction, Prediction | None, Tensor | None]]:
+    """What a guided difference is taken of: `cond, uncond, rows = yield from both(ctx, scale)`, for `selected`.
+
+    Where the scale is off everywhere, one branch is evaluated and uncond is None.
+    """
+    if is_off(scale):
+        (cond,) = yield (Ask(),)
+        return cond, None, None
+    rows = guided_rows(scale, ctx.x)
+    cond, uncond = yield Ask(), Ask("uncond", rows=rows)
+    return cond, uncond, rows

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from .areas import Area, check_areas, confined, within
 from .cfg import CFG
 from .modifiers.threshold import quantile
 from .prompts import weighted
 from .rule import Ask, Context, Guide, Rule
 from .scale import Scale
+from .spatial import as_given, as_pictures
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class SEGA(Rule):
     scale: of the CFG; 1 without concepts is off. concepts: "smile:5 glasses:-5" are the conditions "prompt:smile" and
     "prompt:glasses"; a weight is 5 unless given, below 0 takes away, 0 is off. share: of the entries of each channel
     (by size) that are dropped; 0 keeps all. warmup: first steps without E, while the momentum gathers.
-    momentum: weight of the momentum v in E, 0 for none; inertia: v <- inertia v + (1 - inertia) E.
+    momentum: weight of the momentum v in E, 0 for none; inertia: v <- inertia v + (1 - inertia) E. areas: "glasses:top"
+    confines a concept to a part of the picture, as in composable (ours); the share is then of what lies inside.
     Home space: the noise.
     """
 
@@ -33,11 +36,12 @@ class SEGA(Rule):
     warmup: int = 10
     momentum: float = 0.1
     inertia: float = 0.4
+    areas: str = ""
 
     passes: ClassVar[int] = 13  # with one concept
 
     def __post_init__(self) -> None:
-        weighted(self.concepts, 5.0)
+        check_areas(self.areas, [branch for branch, _ in weighted(self.concepts, 5.0)], "concepts")
         if not 0 <= self.share <= 1:
             raise UsageError(f"sega share={self.share} lies outside [0, 1]; the paper's is 0.9")
 
@@ -47,7 +51,7 @@ class SEGA(Rule):
 
     @property
     def spatial(self) -> bool:  # type: ignore[override]
-        return self.share > 0 and bool(weighted(self.concepts, 5.0))
+        return bool(weighted(self.concepts, 5.0)) and (self.share > 0 or bool(self.areas))
 
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
@@ -56,9 +60,10 @@ class SEGA(Rule):
             return (yield from CFG(self.scale).guide(ctx))
         cond, uncond, *others = yield Ask(), Ask("uncond"), *(Ask(branch) for branch, _ in concepts)
         guided = cond.like(uncond.native + ctx.column(self.scale) * (cond.native - uncond.native))
+        areas = confined(self.areas)
         parts = [
-            self._sparse(weight * (other.noise - uncond.noise), ctx)
-            for (_, weight), other in zip(concepts, others, strict=True)
+            self._sparse(weight * (other.noise - uncond.noise), areas.get(branch), ctx)
+            for (branch, weight), other in zip(concepts, others, strict=True)
         ]
         edit = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
         if self.momentum:
@@ -67,10 +72,14 @@ class SEGA(Rule):
             ctx.keep(self, torch.lerp(edit, gathered, self.inertia))
         return guided if ctx.step < self.warmup else guided.with_noise(guided.noise + edit)
 
-    def _sparse(self, x: Tensor, ctx: Context) -> Tensor:
-        if ctx.packing is None:  # a picture, or on a toy one channel of numbers
+    def _sparse(self, x: Tensor, area: Area | None, ctx: Context) -> Tensor:
+        if area is None and ctx.packing is None:  # a picture, or on a toy one channel of numbers
             return largest(x, self.share)
-        return ctx.packing.packed(largest(ctx.packing.unpacked(x), self.share))
+        pictures = as_pictures(within(area, x, ctx), ctx, "sega")
+        rows, columns = (area or Area()).box(pictures)
+        kept = torch.zeros_like(pictures)
+        kept[..., rows, columns] = largest(pictures[..., rows, columns], self.share)
+        return as_given(kept, ctx)
 
 
 def largest(x: Tensor, share: float) -> Tensor:

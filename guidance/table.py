@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from ..markdown import limits_of, off_at, table
 from ..registry import Spec
 from .registry import RULES
 from .stages import stage_of
@@ -32,22 +32,13 @@ def document() -> str:
     parts = [
         _HEAD.format(stages=", ".join(dict.fromkeys(stage_of(RULES[name].load()) for name in modifiers))),
         "## Rules\n",
-        _table([_cells(name, RULES[name]) for name in rules]),
+        table([_cells(name, RULES[name]) for name in rules]),
         "## Modifiers\n",
-        _table([{**_cells(name, RULES[name]), "stage": stage_of(RULES[name].load())} for name in modifiers]),
+        table([{**_cells(name, RULES[name]), "stage": stage_of(RULES[name].load())} for name in modifiers]),
         "## Settings, and what they do at their limits\n",
         *(_limits(name) for name in [*rules, *modifiers] if RULES[name].limits),
     ]
     return "\n".join(parts)
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    lines = [
-        list(rows[0]),
-        ["---"] * len(rows[0]),
-        *([cell.replace("|", "\\|") for cell in row.values()] for row in rows),
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def _cells(name: str, spec: Spec) -> dict[str, str]:
@@ -59,7 +50,7 @@ def _cells(name: str, spec: Spec) -> dict[str, str]:
         "evaluations": spec.cost,
         "passes": str(spec.passes),
         "space": spec.space,
-        "off at": ", ".join(f"{key}={_plain(value)}" for key, value in spec.off.items()),
+        "off at": off_at(spec),
         "models": spec.models or "all",
         "paper": spec.paper,
     }
@@ -68,15 +59,8 @@ def _cells(name: str, spec: Spec) -> dict[str, str]:
 def _limits(name: str) -> str:
     """The settings of a rule, their defaults and their limits."""
     spec = RULES[name]
-    settings = [f"- `{key}={_plain(spec.defaults[key])}`: {text}" for key, text in spec.limits.items()]
     note = f"{spec.notes}\n\n" if spec.notes else ""
-    return f"### {name}\n\n{note}" + "\n".join(settings) + "\n"
-
-
-def _plain(value: Any) -> str:
-    if value is ...:
-        return "(required)"
-    return f"{value:g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
+    return f"### {name}\n\n{note}{limits_of(spec)}\n"
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .reduce import dot
-from .rule import Ask, Context, Guide, Rule
-from .scale import Scale, guided_rows, is_off, selected
+from .rule import Context, Guide, Rule
+from .scale import Scale, both, selected
 from .velocity import velocity, with_velocity
 
 
@@ -29,11 +29,9 @@ class TCFG(Rule):
 
     def guide(self, ctx: Context) -> Guide:
         ctx.log(scale=self.scale)
-        if is_off(self.scale):
-            (cond,) = yield (Ask(),)
+        cond, uncond, on = yield from both(ctx, self.scale)
+        if uncond is None:
             return cond
-        on = guided_rows(self.scale, ctx.x)
-        cond, uncond = yield Ask(), Ask("uncond", rows=on)
         c, n = velocity(cond, ctx), velocity(uncond, ctx)
         damped = along_first_direction(n, c, ctx)
         return selected(with_velocity(cond, damped + ctx.column(self.scale) * (c - damped), ctx), on, cond)

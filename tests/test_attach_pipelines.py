@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import tiny
 import torch
-from attach_tools import network_of, rows_seen
+from attach_tools import Elsewhere, OtherCondition, network_of, rows_seen
 
 import pilotage
 from pilotage import guidance
 from pilotage.guidance.pipelines import ADAPTERS
-from pilotage.guidance.rule import Ask, Context, Guide, Point, Rule
+from pilotage.guidance.rule import Rule
 
 
 @pytest.fixture(scope="module", params=list(tiny.CASES))
@@ -82,40 +81,6 @@ def test_everything_is_restored(case: tiny.Case) -> None:
         tiny.run(case, callback_on_step_end=lambda *a: 1 / 0) if "DiT" not in type(case.pipe).__name__ else 1 / 0
     assert (set(vars(network)), set(vars(scheduler))) == before and torch.equal(tiny.run(case), stock)
     assert run.steering is None
-
-
-@dataclass(frozen=True)
-class Elsewhere(Rule):
-    """Asks again for the same point, given by hand: the answer must be the same, to rounding."""
-
-    passes: ClassVar[int] = 0
-
-    def guide(self, ctx: Context) -> Guide:
-        (c,) = yield (Ask(),)
-        (again,) = yield (Ask(at=Point(ctx.x.clone(), ctx.level)),)
-        assert (again.native - c.native).abs().max() < 1e-4 * c.native.abs().max()
-        far = ctx.x + 1
-        (other,) = yield (Ask(at=Point(far, ctx.level)),)
-        assert (other.native - c.native).abs().max() > 1e-3 and other.x is far
-        return c
-
-
-@dataclass(frozen=True)
-class OtherCondition(Rule):
-    """Edits the conditioning: the cond branch with everything that it is conditioned by set to zero."""
-
-    passes: ClassVar[int] = 0
-
-    def guide(self, ctx: Context) -> Guide:
-        c, z = yield Ask(), Ask(edit=zeroed)
-        assert (z.native - c.native).abs().max() > 1e-4
-        return c
-
-
-def zeroed(conditioning: Any) -> Any:
-    from pilotage.guidance.trees import map_tensors
-
-    return {k: map_tensors(v, torch.zeros_like) for k, v in conditioning.items()}
 
 
 @pytest.mark.parametrize("rule", [Elsewhere(), OtherCondition()], ids=["point", "edit"])

@@ -12,6 +12,7 @@ import diffusers as D
 import pytest
 import tiny_videos
 import torch
+from attach_tools import Elsewhere, OtherCondition
 from diffusers.hooks import LayerSkipConfig
 from tiny_parts import run
 
@@ -23,7 +24,6 @@ from pilotage.guidance.pipelines.layouts import match_time
 from pilotage.guidance.pipelines.shadow import shadow_of
 from pilotage.guidance.pipelines.video_rows import REFUSED, UNPROVEN, VIDEOS
 from pilotage.guidance.rule import Ask, Context, Guide, Point, Rule
-from pilotage.guidance.trees import map_tensors
 
 
 @dataclass(frozen=True)
@@ -41,32 +41,13 @@ class Seen(Rule):
         return c.like(u.native + 5.0 * (c.native - u.native))
 
 
-@dataclass(frozen=True)
-class Elsewhere(Rule):
-    """Asks again for the same point, given by hand, for another one, and for conditioning of zeros."""
-
-    passes: ClassVar[int] = 0
-
-    def guide(self, ctx: Context) -> Guide:
-        (c,) = yield (Ask(),)
-        (again,) = yield (Ask(at=Point(ctx.x.clone(), ctx.level)),)
-        assert (again.native - c.native).abs().max() <= 1e-5 * c.native.abs().max()
-        other, zero = yield Ask(at=Point(ctx.x + 1, ctx.level)), Ask(edit=zeroed)
-        assert (other.native - c.native).abs().max() > 1e-3
-        assert (zero.native - c.native).abs().max() > 1e-4
-        return c
-
-
-def zeroed(conditioning: Any) -> Any:
-    return {k: map_tensors(v, torch.zeros_like) for k, v in conditioning.items()}
-
-
 @pytest.mark.parametrize("name", sorted(tiny_videos.CASES))
 def test_every_row_knows_the_networks_time_and_conditioning(name: str) -> None:
     """The way from x and level to the network's arguments and back; and levels that fall."""
     case = tiny_videos.CASES[name]()
-    with pilotage.attach(case.pipe, Elsewhere()) as attached:
-        run(case, 3 if "strength" in case.call else 2)
+    for rule in (Elsewhere(), OtherCondition()):
+        with pilotage.attach(case.pipe, rule) as attached:
+            run(case, 3 if "strength" in case.call else 2)
     rhos = [step["rho"] for step in attached.steps]
     assert len(rhos) >= 2 and all(a > b for a, b in pairwise(rhos))
 

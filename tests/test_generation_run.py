@@ -219,6 +219,34 @@ def test_a_folder_with_foreign_pictures_is_refused(tmp_path: Path, model: Loaded
         run(tiny_spec(output=str(tmp_path)), model=model)
 
 
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_refusal_at_the_first_network_call_leaves_the_folder_free(
+    tmp_path: Path, model: Loaded, existed: bool
+) -> None:
+    """Layers are looked up when the network is called; the mended command may go into the same folder."""
+    folder, spec = tmp_path / "run", tiny_spec(output=str(tmp_path / "run"), prompts=["x"], seeds="0-1", batch_size=1)
+    if existed:
+        folder.mkdir()
+    with pytest.raises(UsageError, match="no layer"):
+        run(spec.changed(guidance="pag:layers=nowhere"), model=model)
+    assert folder.exists() == existed and (not existed or not list(folder.iterdir()))
+    assert run(spec, model=model).made == 2
+
+
+def test_a_refusal_after_pictures_leaves_them(tmp_path: Path, model: Loaded) -> None:
+    def refuse(sample: Any) -> None:
+        raise UsageError("enough")
+
+    spec = tiny_spec(output=str(tmp_path / "run"), prompts=["x"], seeds="0-1", batch_size=1)
+    with pytest.raises(UsageError, match="enough"):
+        run(spec, model=model, told=refuse)
+    assert len(held(tmp_path / "run")) == 1 and run(spec, model=model).made == 1
+    (tmp_path / "run" / "000001.png").unlink()
+    with pytest.raises(UsageError, match="enough"):
+        run(spec, model=model, told=refuse)
+    assert (tmp_path / "run" / "run.yaml").is_file()
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, model: Loaded) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not a folder"):

@@ -24,6 +24,7 @@ NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: v + 0.0)  # no neg
 SCALES = NUMBERS | st.tuples(NUMBERS, NUMBERS, NUMBERS)
 WORDS = {
     ("adaptive", "space"): ["noise", "denoised"],
+    ("adaptive", "on_crossing"): ["next", "same"],
     ("rescale", "space"): ["native", "denoised", "noise"],
     ("interval", "unit"): ["rho", "step", "fraction"],
     ("schedule", "shape"): list(SHAPES),
@@ -39,6 +40,9 @@ WORDS = {
     ("linear", "null_prompt"): ["", "blurred and dark"],
 }
 RANGES = {
+    ("apg", "norm_threshold"): st.floats(0, 50),
+    ("apg", "relative_threshold"): st.just(0.0),
+    ("apg", "axes"): st.sampled_from([(), (1,), (2, 3)]),
     ("fdg", "levels"): st.integers(1, 5),
     ("feedback", "prior"): st.floats(0.01, 1),
     ("feedback", "most"): st.floats(1.5, 100),

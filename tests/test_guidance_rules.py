@@ -283,6 +283,50 @@ def test_apg_invariants() -> None:
     assert torch.allclose(apg(replace(plain, norm_threshold=1e6)), apg(plain), atol=1e-12)
 
 
+@pytest.mark.parametrize("axes", [(1,), (2, 3), (3, 1), (1, 2, 3)])
+def test_apg_along_some_axes_treats_each_line_of_them_as_a_sample(axes: tuple[int, ...]) -> None:
+    """Against the rule over whole samples, given every line by itself; (1, 2, 3) is all of a picture."""
+    rule = guidance.APG(4.0, 0.3, 2.0, 0.0)
+    ours = apg(replace(rule, axes=axes))
+    kept = [axis for axis in range(4) if axis not in axes]
+    lines = {k: v.permute(*kept, *axes).reshape(-1, *(v.shape[a] for a in axes)) for k, v in PAIR.items()}
+    x = torch.zeros_like(lines["cond"])
+    ctx = toys.context(x, MIDDLE, toys.SD.level(400.0))
+    wanted = answered(rule, x, lines, ctx, SAMPLE).denoised
+    assert torch.allclose(ours.permute(*kept, *axes).reshape(wanted.shape), wanted, atol=1e-12)
+    if len(axes) == 3:
+        assert torch.equal(ours, apg(rule))
+
+
+def test_apg_with_a_relative_cap_bears_another_size() -> None:
+    rule = guidance.APG(6.0, 0.0, 0.0, 0.0, relative_threshold=0.2)
+    assert torch.allclose(apg(rule), apg(guidance.APG(6.0, 0.0, 0.2 * math.sqrt(4 * 8 * 8), 0.0)), atol=1e-12)
+    assert torch.allclose(
+        apg(replace(rule, axes=(2, 3))), apg(guidance.APG(6.0, 0.0, 0.2 * 8, 0.0, axes=(2, 3))), atol=1e-12
+    )
+    tall = {k: v.repeat(1, 1, 2, 1) for k, v in PAIR.items()}  # twice as many entries of the same kind
+    x = torch.zeros_like(tall["cond"])
+    twice = answered(rule, x, tall, toys.context(x, MIDDLE, toys.SD.level(400.0)), SAMPLE).denoised
+    assert torch.allclose(twice, apg(rule).repeat(1, 1, 2, 1), atol=1e-12)
+
+
+def test_apg_refuses_what_its_knobs_cannot_mean() -> None:
+    for settings, words in (
+        ({"norm_threshold": 1.0, "relative_threshold": 1.0}, "two caps"),
+        ({"axes": (0,)}, "are not axes of a sample"),
+        ({"axes": (2, 2)}, "each once"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            guidance.APG(**settings)
+    with pytest.raises(UsageError, match="too many for latents"):
+        apg(guidance.APG(axes=(4,)))
+    line = guidance.parse("apg:axes=[2,3]")
+    assert line == guidance.APG(axes=(2, 3)) and guidance.parse("apg:axes=1") == guidance.APG(axes=(1,))
+    assert guidance.spell(line) == "apg:axes=[2,3]"
+    with pytest.raises(UsageError, match="a list of numbers"):
+        guidance.parse("apg:axes=time")
+
+
 def test_apg_guards() -> None:
     zero = torch.zeros_like(PAIR["cond"])
     flat = {"cond": zero, "uncond": PAIR["uncond"]}
@@ -354,6 +398,9 @@ def test_bad_settings_name_the_right_ones() -> None:
         (lambda: guidance.Interval(5, 1), "lies above high"),
         (lambda: guidance.Interval(unit="t"), "use rho, step or fraction"),
         (lambda: guidance.Adaptive(space="x"), "use noise or denoised"),
+        (lambda: guidance.Adaptive(on_crossing="last"), "use next or same"),
+        (lambda: guidance.Autoguidance(weak="small"), "unknown autoguidance:weak='small'"),
+        (lambda: guidance.Autoguidance(drop=1.0), "outside"),
         (lambda: guidance.Rescale(space="x"), "use native, denoised or noise"),
         (lambda: guidance.WeightSchedule("cosin"), "did you mean cosine"),
         (lambda: guidance.CFGPP(lam=0.5, scale=3.0), "lam or scale, not both"),
@@ -396,6 +443,32 @@ def test_after_the_first_step_only_the_conditional_branch(line: str) -> None:
     assert torch.equal(trace[-1].x, free[-1].x)
     others = set(rule.needs) - {"cond"}
     assert made.evaluations == {"cond": 18, **dict.fromkeys(others, 3)}
+
+
+@pytest.mark.parametrize("line", ["cfg:scale=3", "apg:scale=8", "cfg++:lam=0.5"])
+def test_adaptive_may_drop_the_guidance_of_the_crossing_step_too(line: str) -> None:
+    """The same evaluations as "next", and the conditional prediction where the threshold is reached."""
+    always = toys.guided(guidance.parse(f"{line} + adaptive:threshold=-1,on_crossing=same"))
+    free = toys.guided(guidance.Unguided())
+    assert torch.equal(run(always, sampler="euler"), run(free, sampler="euler"))
+    assert always.evaluations["cond"] == 18 and sum(always.evaluations.values()) == 21
+    full = toys.guided(guidance.parse(f"{line} + adaptive:threshold=2"))
+    run(full, sampler="euler")
+    agreement = torch.stack([step["agreement"] for step in full.steps])
+    threshold = float(agreement[2:4].median())
+    made = {
+        how: toys.guided(guidance.parse(f"{line} + adaptive:threshold={threshold!r},on_crossing={how}"))
+        for how in ("next", "same")
+    }
+    ends = {how: run(one, sampler="euler") for how, one in made.items()}
+    same, following = made["same"], made["next"]
+    if line == "cfg:scale=3":
+        shares = [[int(s["guided_rows"].sum()) for s in one.steps] for one in (same, following)]
+        assert sum(shares[1]) - sum(shares[0]) == 3  # each row crosses once
+        crossed = next(i for i, (a, b) in enumerate(zip(*shares, strict=True)) if a < b)
+        row = int((same.steps[crossed]["agreement"] >= threshold).nonzero()[0])
+        assert float(same.steps[crossed]["scale"][row]) == 1.0 and float(following.steps[crossed]["scale"][row]) == 3.0
+    assert (ends["same"] - ends["next"]).abs().max() > 1e-4
 
 
 def test_adaptive_compares_with_the_branch_that_the_rule_has() -> None:

@@ -98,6 +98,20 @@ def test_the_change_has_its_rank_and_merges() -> None:
         adapted(nn.SiLU())
 
 
+def test_where_a_change_starts_is_drawn_from_its_seed_alone() -> None:
+    def start(seed: int) -> Tensor:
+        return adapted(conv_net(), rank=2, seed=seed)[3].parametrizations.weight[0].down.detach()
+
+    net = off_the_shelf()
+    before = torch.random.get_rng_state()
+    made = adapted(net, rank=2)
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator is nobody's to touch"
+    assert torch.equal(start(1), start(1)) and not torch.equal(start(1), start(2))
+    downs = [m.parametrizations.weight[0].down for m in made if parametrize.is_parametrized(m)]
+    bounds = [1 / down.shape[1] ** 0.5 for down in downs]  # Kaiming's with a = sqrt(5)
+    assert len(downs) == 2 and all(0 < d.abs().max() <= bound for d, bound in zip(downs, bounds, strict=True))
+
+
 # -- which expert -----------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +145,29 @@ def test_one_untrained_expert_is_classifier_guidance_by_the_network() -> None:
     off = guidance.Guided(ExactDenoiser(g3(), VP), PPAP(made, 0, 0.0))
     plain = samplers.sample(ExactDenoiser(g3(), VP), x, sampler="ddim", grid="karras", steps=5)
     assert torch.equal(samplers.sample(off, x, sampler="ddim", grid="karras", steps=5), plain)
+
+
+@pytest.mark.parametrize("weight", [0.05, (0.05, 0.0, 0.2, 0.05)])
+def test_matched_to_the_mean_of_the_step(weight: float | tuple[float, ...]) -> None:
+    """x' moves by weight |mean| G / |G|, row by row, with the mean of DDPM's posterior; the size of G has no effect."""
+    start, goal = VP.level(0.5), VP.level(0.4)
+    x = toys.normal(4, 2, seed=3)
+    denoised = ExactDenoiser(g3(), VP)(x, start).denoised
+    a, b = start.alpha**2, goal.alpha**2
+    mean = (b**0.5 * (1 - a / b) * denoised + (a / b) ** 0.5 * (1 - b) * x) / (1 - a)  # DDPM (2006.11239), eq. 7
+    slope = toys.normal(4, 2, seed=8)
+    wanted = mean.norm(dim=1, keepdim=True) * slope / slope.norm(dim=1, keepdim=True)
+    wanted = wanted * torch.as_tensor(weight, dtype=x.dtype).reshape(-1, 1)
+    ends = []
+    for size in (1.0, 1e3):
+        rule = PPAP(lambda z, level, size=size: (size * slope * z).sum(1), 0, weight, "matched")
+        for made in (rule, guidance.Unguided()):
+            run = samplers.iterate(guidance.Guided(ExactDenoiser(g3(), VP), made), x, sampler="ddim",
+                                   grid=(start, goal, VP.clean))  # fmt: skip
+            ends.append(next(iter(run)).x)
+    assert (ends[0] - ends[1] - wanted).abs().max() < 1e-9 and torch.allclose(ends[0], ends[2], atol=1e-9)
+    with pytest.raises(UsageError, match="matched"):
+        PPAP(form="matching")
 
 
 # -- what is learned from what ----------------------------------------------------------------------------------------

@@ -33,8 +33,10 @@ from pilotage.guidance.attention.sag import SAG, Heard, ListenedAttention, Liste
 from pilotage.guidance.attention.seg import SEG, BlurredQueries, blur
 from pilotage.guidance.attention.slg import SLG, SkippedAttention, SkippedBlocks
 from pilotage.guidance.attention.tpg import TPG, ShuffledTokens
+from pilotage.guidance.packing import Packing
 from pilotage.guidance.rule import Ask, Rule
 from pilotage.samplers.denoiser import NetworkDenoiser
+from pilotage.samplers.prediction import FLOW_PREDICTION, Prediction
 from pilotage.samplers.schedule import RectifiedFlow, stable_diffusion_schedule
 
 SD, FLOW = stable_diffusion_schedule(), RectifiedFlow()
@@ -505,6 +507,30 @@ def test_sag_terms_add_to_cfg() -> None:
     x = rule.degraded(u, (heard.parts[0] > 1).float())
     worse = here.branch("uncond", x=x)
     assert torch.allclose(here.answer(CFG(3.0) + rule), here.answer(CFG(3.0)) + 2.0 * (u.native - worse), atol=1e-4)
+
+
+def test_sag_on_packed_latents_blurs_the_picture() -> None:
+    """Flux: the degraded x is the picture's, blurred, packed again; and a whole run."""
+    packing, rule = Packing(4, 6), SAG(2.0, sigma=1.5)
+    tokens, pictures = normal(BATCH, 24, 16), Packing(4, 6).unpacked(normal(BATCH, 24, 16))
+    mask = (normal(BATCH, 4, 6, seed=3) > 0).float()
+    level = FLOW.level(0.6)
+    packed = Prediction(tokens, level, normal(BATCH, 24, 16, seed=4), FLOW_PREDICTION)
+    whole = Prediction(pictures, level, packing.unpacked(packed.native), FLOW_PREDICTION)
+    assert torch.equal(packing.unpacked(rule.degraded(packed, mask, packing)), rule.degraded(whole, mask))
+    assert torch.equal(rule.degraded(packed, 0 * mask, packing), tokens)
+
+    case = tiny.flux()
+    runs = {}
+    for line in ("cfg:scale=3", "cfg:scale=3 + sag:threshold=0", "cfg:scale=3 + sag:threshold=1000", "sag:threshold=0"):
+        with attach(case.pipe, line) as made:
+            runs[line] = (tiny.run(case), made.evaluations)
+    (plain, _), (blurred, counts), (empty, _), (alone, _) = runs.values()
+    assert counts == {"cond": 8, "uncond": 16} and torch.allclose(empty, plain, atol=1e-4)
+    assert (blurred - plain).abs().max() > 1e-3 and alone.isfinite().all()
+    video = replace_context(normal(2, 4, 3, 8, 8))
+    with pytest.raises(UsageError, match="use pag or seg"):
+        next(SAG().guide(video))
 
 
 # -- negative prompts inside the attention -----------------------------------------------------------------------------

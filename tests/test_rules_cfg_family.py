@@ -453,6 +453,49 @@ def test_perp_neg_invariants() -> None:
     )
 
 
+TOP_LEFT = torch.zeros(8, 8, dtype=torch.float64)
+TOP_LEFT[:4, :4] = 1
+
+
+def test_perp_neg_within_an_area() -> None:
+    """Nothing happens outside; inside, what is taken away stays perpendicular to the direction of the prompt."""
+    a, b = U - V, toys.normal(3, 4, 8, 8, seed=3) - V
+    natives = {**PAIR, "prompt:a": V + b, "prompt:b": V + 2.5 * a}
+    taken = (answered(PerpNeg(4.0, "a:0.7", "a:0-0.5/0-0.5"), natives).native - V - 4 * a) / -2.8
+    assert taken[..., 4:, :].abs().max() < 1e-12 and taken[..., :, 4:].abs().max() < 1e-12
+    share = (dot(TOP_LEFT * b, a) / dot(TOP_LEFT * a, a)).reshape(3, 1, 1, 1)
+    assert torch.allclose(taken, TOP_LEFT * (b - share * a), atol=1e-12) and dot(taken, a).abs().max() < 1e-9
+    edge = answered(PerpNeg(4.0, "a", "a:0-0.3/0-1"), natives).native - V - 4 * a  # a pixel that is half inside
+    assert dot(edge, a).abs().max() < 1e-9 and edge[..., 3:].abs().max() < 1e-12 < edge[..., 2].abs().max()
+    whole, plain = (answered(PerpNeg(4.0, "a b", where), natives).native for where in ("a:0-1/0-1", ""))
+    assert torch.allclose(whole, plain, atol=1e-12)
+    assert torch.allclose(answered(PerpNeg(4.0, "b", "b:top"), natives).native, V + 4 * a, atol=1e-11)  # parallel
+
+
+def test_sega_within_an_area() -> None:
+    """The share is of what lies inside."""
+    natives = {**PAIR, "prompt:a": toys.normal(3, 4, 8, 8, seed=3)}
+    settings = dict(share=0.75, warmup=0, momentum=0.0)
+    plain = answered(SEGA(3.0), natives, EPSILON).native
+    moved = answered(SEGA(3.0, "a:2", areas="a:0-0.5/0-0.5", **settings), natives, EPSILON).native - plain
+    assert moved[..., 4:, :].abs().max() == 0 and moved[..., :, 4:].abs().max() == 0
+    inside = 2 * (natives["prompt:a"] - V)[..., :4, :4]
+    assert torch.allclose(moved[..., :4, :4], largest(inside, 0.75), atol=1e-12)
+    assert torch.equal((moved != 0).flatten(2).sum(2), torch.full((3, 4), 4))
+    all_of_it, nowhere = (
+        answered(SEGA(3.0, "a:2", areas=where, **settings), natives, EPSILON).native for where in ("a:0-1/0-1", "")
+    )
+    assert torch.allclose(all_of_it, nowhere, atol=1e-12)
+
+
+def test_areas_of_prompts_that_are_not_there_are_refused() -> None:
+    for rule, where in ((PerpNeg, "negatives"), (SEGA, "concepts"), (Composable, "prompts")):
+        with pytest.raises(UsageError, match=f"no prompt 'red hat' to confine; name it in {where}="):
+            rule(3.0, "rain", areas="red_hat:top")
+        assert rule(3.0, "rain", areas="rain:top").spatial
+    assert not PerpNeg(3.0, "rain").spatial and not SEGA(3.0, areas="").spatial
+
+
 def test_composable_invariants() -> None:
     natives = {**PAIR, "prompt:a": U, "prompt:b": toys.normal(3, 4, 8, 8, seed=3), "prompt:c": V}
     assert torch.allclose(answered(Composable(2.0, "a:3"), natives).native, V + 5 * (U - V), atol=1e-12)

@@ -61,12 +61,12 @@ _FLUX_NETWORK: dict[str, Any] = dict(
 )  # fmt: skip
 
 
-def flux(cls: Any = D.FluxPipeline, **call: Any) -> Case:
+def flux(cls: Any = D.FluxPipeline, network: Any = (), **call: Any) -> Case:
     torch.manual_seed(0)
+    transformer = redraw_zeros(D.FluxTransformer2DModel(**{**_FLUX_NETWORK, **dict(network)}).eval())
     pipe = cls(
-        transformer=redraw_zeros(D.FluxTransformer2DModel(**_FLUX_NETWORK).eval()), vae=vae(1, shift_factor=0.06),
-        scheduler=FLOW(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), text_encoder_2=t5_text(),
-        tokenizer_2=t5_tokenizer(), **call.pop("parts", {}),
+        transformer=transformer, vae=vae(1, shift_factor=0.06), scheduler=FLOW(), text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(), text_encoder_2=t5_text(), tokenizer_2=t5_tokenizer(), **call.pop("parts", {}),
     )  # fmt: skip
     guided = dict(prompt=TWO_PROMPTS, negative_prompt=["", ""], true_cfg_scale=5.0, max_sequence_length=16, **LATENT)
     return Case(quiet(pipe), {**guided, **call}, dict(true_cfg_scale=1.0), "true_cfg_scale", ("flow",))
@@ -95,14 +95,75 @@ def flux_controlnet() -> Case:
     return flux(D.FluxControlNetPipeline, control_image=[PICTURE] * 2, parts=dict(controlnet=control))
 
 
+# Distilled pipelines have one branch, and their own scale is an input of the network.
+
+
+def distilled(case: Case, **call: Any) -> Case:
+    """The rule that equals the stock pipeline is none."""
+    left_out = ("negative_prompt", "negative_prompt_embeds", "true_cfg_scale")
+    case.call = {**{name: value for name, value in case.call.items() if name not in left_out}, **call}
+    case.off, case.scale, case.rule, case.other = {}, "guidance_scale", "none", {}
+    return case
+
+
+def flux_distilled(cls: Any, channels: int, **call: Any) -> Case:
+    """channels: numbers in a token that the network is given, of which 4 are of x."""
+    network = dict(in_channels=channels, out_channels=4, guidance_embeds=True)
+    return distilled(flux(cls, network, parts=call.pop("parts", {})), guidance_scale=3.5, **call)
+
+
+_IMAGE: dict[str, Any] = dict(image=[PICTURE] * 2, strength=0.75)
+_MASKED: dict[str, Any] = dict(image=[PICTURE] * 2, mask_image=[MASK] * 2, strength=0.75)
+
+
+def flux_fill() -> Case:
+    return flux_distilled(D.FluxFillPipeline, 24, **{**_MASKED, "strength": 1.0})
+
+
+def flux_control() -> Case:
+    return flux_distilled(D.FluxControlPipeline, 8, control_image=[PICTURE] * 2)
+
+
+def flux_control_image_to_image() -> Case:
+    return flux_distilled(D.FluxControlImg2ImgPipeline, 8, control_image=[PICTURE] * 2, **_IMAGE)
+
+
+def flux_control_inpaint() -> Case:
+    return flux_distilled(D.FluxControlInpaintPipeline, 8, control_image=[PICTURE] * 2, **_MASKED)
+
+
+def flux_controlnet_distilled(cls: Any, **call: Any) -> Case:
+    torch.manual_seed(0)
+    control = redraw_zeros(D.FluxControlNetModel(**_FLUX_NETWORK, guidance_embeds=True).eval())
+    return flux_distilled(cls, 4, control_image=[PICTURE] * 2, parts=dict(controlnet=control), **call)
+
+
+def flux_controlnet_image_to_image() -> Case:
+    return flux_controlnet_distilled(D.FluxControlNetImg2ImgPipeline, **_IMAGE)
+
+
+def flux_controlnet_inpaint() -> Case:
+    return flux_controlnet_distilled(D.FluxControlNetInpaintPipeline, **_MASKED)
+
+
+def visual_cloze() -> Case:
+    """A picture and its answer as the example, and a picture whose answer is drawn."""
+    case = flux_distilled(D.VisualClozeGenerationPipeline, 24, parts=dict(resolution=16))
+    kept = ("max_sequence_length", "output_type", "guidance_scale")
+    asked = dict(task_prompt="red to blue", content_prompt="a star", image=[[PICTURE, PICTURE], [PICTURE, None]])
+    case.call = {**{name: case.call[name] for name in kept}, **asked}
+    case.seeds = (1,)
+    return case
+
+
 # -- Flux 2 -----------------------------------------------------------------------------------------------------------
 
 
-def flux_2_klein(cls: Any = D.Flux2KleinPipeline, **call: Any) -> Case:
+def flux_2_klein(cls: Any = D.Flux2KleinPipeline, own_scale: bool = False, **call: Any) -> Case:
     torch.manual_seed(0)
     network = D.Flux2Transformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, timestep_guidance_channels=16, axes_dims_rope=[4, 4, 4, 4], guidance_embeds=False,
+        joint_attention_dim=16, timestep_guidance_channels=16, axes_dims_rope=[4, 4, 4, 4], guidance_embeds=own_scale,
     ).eval()  # fmt: skip
     torch.manual_seed(0)
     autoencoder = D.AutoencoderKLFlux2(
@@ -111,7 +172,7 @@ def flux_2_klein(cls: Any = D.Flux2KleinPipeline, **call: Any) -> Case:
     ).eval()  # fmt: skip
     pipe = cls(
         transformer=redraw_zeros(network), vae=autoencoder, scheduler=FLOW(), text_encoder=None, tokenizer=None,
-        is_distilled=False,
+        **({} if own_scale else dict(is_distilled=False)),
     )  # fmt: skip
     guided = dict(**two_of_each(5, 16), guidance_scale=5.0, **LATENT)
     return Case(quiet(pipe), {**guided, **call}, dict(guidance_scale=1.0), scheduler_kinds=("flow",))
@@ -123,6 +184,14 @@ def flux_2_klein_edit() -> Case:
 
 def flux_2_klein_inpaint() -> Case:
     return flux_2_klein(D.Flux2KleinInpaintPipeline, image=PICTURE, mask_image=MASK, strength=0.75)
+
+
+def flux_2() -> Case:
+    return distilled(flux_2_klein(D.Flux2Pipeline, own_scale=True))
+
+
+def flux_2_edit() -> Case:
+    return distilled(flux_2_klein(D.Flux2Pipeline, own_scale=True, image=PICTURE.resize((64, 64))))
 
 
 # -- Chroma -----------------------------------------------------------------------------------------------------------
@@ -461,6 +530,15 @@ def ideogram() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {
+    "FluxFillPipeline": flux_fill,
+    "FluxControlPipeline": flux_control,
+    "FluxControlImg2ImgPipeline": flux_control_image_to_image,
+    "FluxControlInpaintPipeline": flux_control_inpaint,
+    "FluxControlNetImg2ImgPipeline": flux_controlnet_image_to_image,
+    "FluxControlNetInpaintPipeline": flux_controlnet_inpaint,
+    "VisualClozeGenerationPipeline": visual_cloze,
+    "Flux2Pipeline": flux_2,
+    "Flux2Pipeline (edit)": flux_2_edit,
     "FluxPipeline": flux,
     "FluxImg2ImgPipeline": flux_image_to_image,
     "FluxInpaintPipeline": flux_inpaint,

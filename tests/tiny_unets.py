@@ -616,7 +616,7 @@ def animatediff_xl() -> Case:
 
 
 def stable_video_diffusion() -> Case:
-    """The same scale for every frame, so that a rule can say it."""
+    """The same scale for every frame, so that any rule can say it."""
     network = made(
         D.UNetSpatioTemporalConditionModel, sample_size=8, block_out_channels=(32, 64), addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24, layers_per_block=1, cross_attention_dim=32, num_attention_heads=2,
@@ -635,6 +635,14 @@ def stable_video_diffusion() -> Case:
     same = dict(min_guidance_scale=3.0, max_guidance_scale=3.0)
     call = dict(PICTURES, num_frames=2, **LATENT, **same)
     return Case(quiet(pipe), call, dict(min_guidance_scale=1.0, max_guidance_scale=1.0), scale="max_guidance_scale")
+
+
+def stable_video_diffusion_rising() -> Case:
+    """Its own guidance: a scale that rises from frame to frame."""
+    case = stable_video_diffusion()
+    case.call |= dict(num_frames=3, min_guidance_scale=1.0, max_guidance_scale=3.0)
+    case.rule = "frame-cfg:scale=3,first=1"
+    return case
 
 
 def audio_ldm2() -> Case:
@@ -675,7 +683,7 @@ def shap_e_of_picture() -> Case:
     return shap_e(D.ShapEImg2ImgPipeline, parts, prompt=None, image=[random(3, 8, 8), random(3, 8, 8, seed=10)])
 
 
-def dream_lite(**call: Any) -> Case:
+def dream_lite(cls: Any = D.DreamLitePipeline, **call: Any) -> Case:
     """It always guides. The text encoder is left out: one embedding a prompt."""
     network = made(
         D.DreamLiteUNetModel, sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
@@ -687,7 +695,7 @@ def dream_lite(**call: Any) -> Case:
         D.AutoencoderTiny, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
         num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
     )  # fmt: skip
-    pipe = D.DreamLitePipeline(
+    pipe = cls(
         text_encoder=clip_text(), tokenizer=None, processor=None, vae=autoencoder, unet=network,
         scheduler=D.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )  # fmt: skip
@@ -705,6 +713,18 @@ def dream_lite(**call: Any) -> Case:
 
 def dream_lite_edit() -> Case:
     return dream_lite(image=PICTURE, image_guidance_scale=1.5)
+
+
+def dream_lite_mobile(**call: Any) -> Case:
+    """Distilled: one branch."""
+    case = dream_lite(D.DreamLiteMobilePipeline, **call)
+    del case.call["guidance_scale"]
+    case.rule, case.other = "none", {}
+    return case
+
+
+def dream_lite_mobile_edit() -> Case:
+    return dream_lite_mobile(image=PICTURE)
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -746,6 +766,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "IFInpaintingSuperResolutionPipeline": floyd_super_inpaint,
     "ShapEPipeline": shap_e_of_text,
     "ShapEImg2ImgPipeline": shap_e_of_picture,
+    "DreamLiteMobilePipeline": dream_lite_mobile,
+    "DreamLiteMobilePipeline (edit)": dream_lite_mobile_edit,
     "DreamLitePipeline": dream_lite,
     "DreamLitePipeline (edit)": dream_lite_edit,
     "AnimateDiffPipeline": animatediff,
@@ -756,6 +778,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "AnimateDiffSDXLPipeline": animatediff_xl,
     "AudioLDM2Pipeline": audio_ldm2,
     "StableVideoDiffusionPipeline": stable_video_diffusion,
+    "StableVideoDiffusionPipeline (rising scale)": stable_video_diffusion_rising,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
     "StableDiffusionXLImg2ImgPipeline": xl_image_to_image,
     "StableDiffusionXLInpaintPipeline": xl_inpaint,

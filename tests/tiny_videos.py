@@ -586,15 +586,42 @@ class Harmless:
     def to(self, device: Any) -> None: ...
 
 
+_COSMOS: dict[str, Any] = dict(
+    in_channels=17, out_channels=16, num_attention_heads=2, attention_head_dim=16, num_layers=2, text_embed_dim=32,
+    adaln_lora_dim=4, max_size=(4, 32, 32), extra_pos_embed_type=None, concat_padding_mask=False,
+)  # fmt: skip
+
+
 def cosmos_25() -> Case:
-    network = made(
-        D.CosmosTransformer3DModel, in_channels=17, out_channels=16, num_attention_heads=2, attention_head_dim=16,
-        num_layers=2, text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), extra_pos_embed_type=None,
-        concat_padding_mask=False,
-    )  # fmt: skip
+    network = made(D.CosmosTransformer3DModel, **_COSMOS)
     pipe = D.Cosmos2_5_PredictBasePipeline(None, None, network, wan_vae(), unipc(), Harmless())
     case = single(flow(quiet(pipe), video=FILM, num_latent_conditional_frames=1, **prompts(count=1)))
     return replace(case, rule=CFG(6.0), tolerance=1e-5)  # theirs is c + 5 (c - u), with other roundings
+
+
+class Controls(torch.nn.Module):
+    """In place of Cosmos's ControlNet, which needs torchvision: residuals of each block that depend on the text too."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.proj = torch.nn.Linear(16, 32)
+
+    def forward(self, controls_latents: Any, latents: Any, encoder_hidden_states: Any, **others: Any) -> Any:
+        seen = torch.nn.functional.avg_pool3d(controls_latents + latents, (1, 2, 2)).flatten(2).transpose(1, 2)
+        residual = self.proj(seen) + encoder_hidden_states.mean(1, keepdim=True)
+        return ([residual, 0.5 * residual],)
+
+
+def cosmos_transfer() -> Case:
+    """The same with a ControlNet, which the pipeline calls before each branch."""
+    network = made(D.CosmosTransformer3DModel, controlnet_block_every_n=1, **_COSMOS)
+    pipe = D.Cosmos2_5_TransferPipeline(None, None, network, wan_vae(), unipc(), Controls(), Harmless())
+    case = single(flow(quiet(pipe), controls=FILM, num_frames_per_chunk=5, **prompts(count=1)))
+    del case.call["num_frames"]
+    return replace(case, rule=CFG(6.0), tolerance=1e-5)
 
 
 @dataclass(frozen=True)
@@ -653,6 +680,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "HeliosPipeline": helios,
     "LTXI2VLongMultiPromptPipeline": ltx_long,
     "Cosmos2_5_PredictBasePipeline": cosmos_25,
+    "Cosmos2_5_TransferPipeline": cosmos_transfer,
     "AceStepPipeline": ace_step,
     "WanPipeline (two experts)": wan_two_experts,
     "WanImageToVideoPipeline (given first frame)": wan_given_first_frame,

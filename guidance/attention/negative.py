@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError
+from ..prompts import is_prompt, text_of
 from ..rule import Ask, Context, Guide, Rule
 from .layers import Site, attentions, blocks, module_of
 from .patch import Attend, Change, Forward, Intercept, Patch, Scene, argument, intercepted, joint_block, with_argument
@@ -24,7 +25,8 @@ class NegativeAttention(Rule):
     layers: the cross-attentions (blocks, where text and picture attend jointly) that are steered; "" is all of them.
     negative: embeddings of a negative prompt, (1, tokens, width), as the network's `encoder_hidden_states`; all rows
     share them. Then a step costs one evaluation, and no negative branch is needed: that is for guidance-distilled
-    models. Without it the text is that of the branch `branch`, row by row; its rows are evaluated as well.
+    models. So it is with branch="prompt:grey_and_blurry" in a pipeline, which encodes that text for all rows. Otherwise
+    the text is that of the branch `branch`, row by row; its rows are evaluated as well.
     """
 
     layers: str = field(default="", kw_only=True)
@@ -54,12 +56,22 @@ class NegativeAttention(Rule):
         if self.off:
             (cond,) = yield (Ask(),)
             return cond
-        if self.negative is not None:
-            (steered,) = yield (Ask(patch=self.patch(self.negative)),)
+        negative = self.negative if self.negative is not None else self._encoded(ctx)
+        if negative is not None:
+            (steered,) = yield (Ask(patch=self.patch(negative)),)
             return steered
         patch = self.patch(None)
         steered, _ = yield Ask(patch=patch), Ask(self.branch, patch=patch)  # one network call
         return steered
+
+    def _encoded(self, ctx: Context) -> Text | None:
+        """A further prompt's text, where a pipeline encodes it."""
+        if ctx.encode is None or not is_prompt(self.branch):
+            return None
+        changes = ctx.encode(self.branch)
+        if "encoder_hidden_states" not in changes:
+            raise UsageError(f"this network attends to no text, so {text_of(self.branch)!r} cannot steer it; use cfg")
+        return Text(changes["encoder_hidden_states"])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from ...samplers.prediction import Prediction, working_precision
+from ..packing import Packing
 from ..rule import Ask, Context, Guide, Modifier, Point, changed
 from ..scale import Scale, guided_rows
 from .layers import Site, attentions, middle
@@ -46,7 +47,7 @@ class SAG(Modifier):
     def guide(self, ctx: Context) -> Guide:
         if no_weight(self.weight):
             return (yield from self.rule.guide(ctx))
-        if ctx.x.dim() != 4:
+        if ctx.x.dim() != 4 and ctx.packing is None:
             raise UsageError(f"sag needs latents (B, C, H, W), not {tuple(ctx.x.shape)}; use pag or seg")
         null = "uncond" if "uncond" in self.rule.needs else "cond"
         heard, rows = Heard(), guided_rows(plus_one(self.weight), ctx.x)
@@ -67,7 +68,7 @@ class SAG(Modifier):
             (answer,) = yield (Ask(null, rows=_union(wanted)),)  # known already
         mask = self._mask(ctx, heard, _both(_union(wanted), ctx.rows))
         rows = _both(_both(rows, _union(wanted)), ctx.rows)
-        point = Point(self.degraded(answer, mask), ctx.level)
+        point = Point(self.degraded(answer, mask, ctx.packing), ctx.level)
         (worse,) = yield (Ask(null, at=point, rows=rows),)
         _, slope = guided.kind.noise(guided.level)
         if slope == 0:  # pure noise, where the noise is x itself
@@ -76,13 +77,15 @@ class SAG(Modifier):
         change = change if rows is None else change.where(ctx.column(rows), 0.0)
         return guided.like(torch.add(guided.native, change, alpha=1 / slope))
 
-    def degraded(self, answer: Prediction, mask: Tensor) -> Tensor:
+    def degraded(self, answer: Prediction, mask: Tensor, packing: Packing | None = None) -> Tensor:
         """x whose clean part is blurred where the mask (B, h, w) is 1, with the predicted noise that it had."""
-        clean = answer.denoised
+        clean = answer.denoised if packing is None else packing.unpacked(answer.denoised)
         height, width = clean.shape[-2:]
         down, across = (blur_with(min(9, side + 1 - side % 2), side, self.sigma, clean) for side in (height, width))
         where = F.interpolate(mask[:, None].to(clean.dtype), (height, width), mode="nearest")
         change = down @ clean @ across.T - clean
+        if packing is not None:
+            where, change = packing.packed(where.expand_as(clean)), packing.packed(change)
         return torch.addcmul(answer.x, where, change, value=answer.level.alpha)  # x = alpha clean + sigma noise
 
     def _mask(self, ctx: Context, heard: Heard, rows: Tensor | None) -> Tensor:

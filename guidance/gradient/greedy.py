@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ...samplers.adjoint.predict import level_of_flow_time
+from ...samplers.flow_ancestral import flow_time
 from ...samplers.prediction import Prediction
 from ...samplers.schedule import Level
 from ..rule import Asks, Context, Guide, Modifier, Point, Rule
@@ -89,7 +91,7 @@ def solved(
     start = flow_time(level)
     for i in range(k):
         time, ends = start * (1 - i / k), start * (1 - (i + 1) / k)
-        goal, middle = level_of_flow_time(ends, ctx), level_of_flow_time((time + ends) / 2, ctx)
+        goal, middle = (level_of_flow_time(t, ctx.schedule) for t in (ends, (time + ends) / 2))
         p = yield from traced(rule, ctx, Point(x, level), keep=False)
         first = first or p
         with graph():
@@ -107,11 +109,3 @@ def solved(
 def _along(p: Prediction, goal: Level) -> Tensor:
     """One Euler step to the goal."""
     return goal.alpha * p.denoised + goal.sigma * p.step_on.noise if goal.sigma else p.denoised
-
-
-def flow_time(level: Level) -> float:
-    return level.sigma / (level.alpha + level.sigma)
-
-
-def level_of_flow_time(time: float, ctx: Context) -> Level:
-    return ctx.schedule.level_of_rho(time / (1 - time)) if time > 0 else ctx.schedule.clean

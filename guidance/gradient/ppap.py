@@ -33,7 +33,7 @@ NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules
 @dataclass(frozen=True)
 class PPAP(ClassifierGuidance):
     """noise - weight sigma G with G = grad_x log p_e(target | x_t), p_e the expert for the level; as `classifier`
-    otherwise, with the default weight of the paper's code.
+    otherwise, with the default weight of the paper's code; its form="matched" wants weights far below 1.
 
     classifier: an `Experts`, from `train_experts`. One expert that was never trained is classifier guidance by the
     network itself.
@@ -74,23 +74,25 @@ class Experts:
 class LowRank(nn.Module):
     """weight + alpha / rank (B A), in the shape of a convolution's or a linear layer's weight (Hu et al. 2021, arXiv
     2106.09685). A (rank k, inputs k) and B (outputs k, rank k) for a kernel k x k; B is 0 at first, so that nothing
-    changes."""
+    changes. A is drawn from a generator on the CPU, whatever device the weight is on."""
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float):
+    def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
         kernel = weight.shape[2] if weight.dim() == 4 else 1
         self.scale = alpha / rank
-        self.down = nn.Parameter(weight.new_empty(rank * kernel, weight.shape[1] * kernel))
+        drawn = torch.empty(rank * kernel, weight.shape[1] * kernel)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        self.down = nn.Parameter(drawn.to(weight))
         self.up = nn.Parameter(weight.new_zeros(weight.shape[0] * kernel, rank * kernel))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.scale * (self.up @ self.down).view(weight.shape)
 
 
-def adapted(network: nn.Module, rank: int = 16, alpha: float = 8.0) -> nn.Module:
+def adapted(network: nn.Module, rank: int = 16, alpha: float = 8.0, seed: int = 0) -> nn.Module:
     """A copy in which only a low-rank change of every convolution and linear layer but the last linear one, the biases
-    (not the last one's) and the norms can learn. It answers as the network does, to the bit."""
+    (not the last one's) and the norms can learn. It answers as the network does, to the bit. Deterministic in the seed,
+    from which the low-rank changes start."""
     made = copy.deepcopy(network).requires_grad_(False)
     linear = [module for module in made.modules() if isinstance(module, nn.Linear)]
     last = linear[-1] if linear else None
@@ -100,9 +102,11 @@ def adapted(network: nn.Module, rank: int = 16, alpha: float = 8.0) -> nn.Module
             module.requires_grad_(True)
         elif module is not last and isinstance(getattr(module, "bias", None), nn.Parameter):
             module.bias.requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
     for module in found:
         assert isinstance(module.weight, Tensor)
-        parametrize.register_parametrization(module, "weight", LowRank(module.weight.detach(), rank, alpha))
+        change = LowRank(module.weight.detach(), rank, alpha, generator)
+        parametrize.register_parametrization(module, "weight", change)
         module.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
     if not any(p.requires_grad for p in made.parameters()):
         raise UsageError("this network has no convolution, linear layer, bias or norm that could learn")
@@ -163,9 +167,7 @@ def train_experts(
     for e in range(experts):
         times = (lowest + (highest - lowest) * e / experts, lowest + (highest - lowest) * (e + 1) / experts)
         draws = _noisy(clean, wanted, schedule, times, batch, torch.Generator().manual_seed(seed + e))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + e)
-            expert = adapted(teacher, rank, alpha)
+        expert = adapted(teacher, rank, alpha, seed + e)
         _fit(expert, draws, steps, rate, decay, partial(told, e) if told else None)
         made.append(merged(expert))
     return Experts(tuple(made), float(schedule.model_time(highest)))

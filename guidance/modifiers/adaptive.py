@@ -19,10 +19,12 @@ class Adaptive(Modifier):
 
     threshold: above 1 never drops, -1 drops after the first step. The right value belongs to a model: measure it with
     `pilotage.guidance.calibrate_adaptive`. space: "noise" (the paper's) or "denoised", where the cosine is taken.
+    on_crossing: "next" guides the step at which the threshold is reached, "same" no more; they cost the same.
     """
 
     threshold: float = 0.991
     space: str = "noise"
+    on_crossing: str = "next"
 
     order: ClassVar[int] = 30
     passes: ClassVar[int] = 2
@@ -30,14 +32,15 @@ class Adaptive(Modifier):
     def __post_init__(self) -> None:
         if self.space not in ("noise", "denoised"):
             raise UsageError(f"adaptive space {self.space!r} is unknown; use noise or denoised")
+        if self.on_crossing not in ("next", "same"):
+            raise UsageError(f"adaptive on_crossing {self.on_crossing!r} is unknown; use next or same")
 
     def guide(self, ctx: Context) -> Guide:
         dropped = ctx.recall(self, torch.zeros_like(ctx.every_row))
         on = ~dropped if ctx.rows is None else ctx.rows & ~dropped
-        ctx.log(guided_rows=on)
         guided_rows = int(on.sum())  # the one read from the device
         if guided_rows == 0:
-            ctx.log(scale=1.0)
+            ctx.log(scale=1.0, guided_rows=on)
             (cond,) = yield (Ask(),)
             return cond
         rows = None if guided_rows == len(on) else on
@@ -48,16 +51,19 @@ class Adaptive(Modifier):
             return ask if rows is None or ask == Ask() else narrowed(ask, rows)
 
         guided = yield from changed(self.rule.guide(ctx if rows is None else ctx.narrowed(rows)), narrow)
-        rival = Ask(self.rival, rows=rows)
+        rival, kept = Ask(self.rival, rows=rows), rows
         if {Ask(), rival} <= asked:  # else the rule rested at this step, and so does the decision
             cond, other = yield Ask(), rival  # both are known already, so this costs nothing
             agreement = cosine(getattr(cond, self.space), getattr(other, self.space))
-            ctx.keep(self, dropped | (on & (agreement >= self.threshold)))
+            agree = agreement >= self.threshold
+            ctx.keep(self, dropped | (on & agree))
             ctx.log(agreement=agreement)
-        if rows is None:
+            kept = on & ~agree if self.on_crossing == "same" else rows
+        ctx.log(guided_rows=on if kept is None else kept)
+        if kept is None:
             return guided
         (cond,) = yield (Ask(),)
-        return guided.where(rows, cond)
+        return guided.where(kept, cond)
 
     @property
     def rival(self) -> str:

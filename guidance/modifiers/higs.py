@@ -63,7 +63,7 @@ class HiGS(Modifier):
         ctx.log(higs=0.0 if history is None else strength)
         if history is None or strength == 0:
             return guided
-        change = projected(guided.denoised - history, guided.denoised, self.parallel, ctx)
+        change = projected(guided.denoised - history, guided.denoised, self.parallel)
         if self.cutoff != -math.inf:
             change = as_given(high_pass(as_pictures(change, ctx, "higs"), self.cutoff, self.sharpness), ctx)
         return guided.with_denoised(guided.denoised + strength * change)

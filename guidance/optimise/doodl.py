@@ -1,8 +1,8 @@
 """DOODL: Wallace et al. 2023, arXiv 2303.13703. The initial latent, by steps of one length on a sphere.
 
-The paper's process is invertible (EDICT), so that its exact gradient needs the memory of one step. Here the gradient
-goes back through the ordinary sampler, with checkpoints: as exact, with the memory of one x a step. Only the abstract
-was read; the length of the steps and the momentum are ours.
+The paper's process is EDICT's, whose steps can be undone, so that its exact gradient needs the memory of one step:
+`Problem(..., sampler="edict", remember="nothing")`. Any other sampler goes back by checkpoints: as exact, with one x a
+step in memory. Only the abstract was read; the length of the steps and the momentum are ours.
 """
 
 from __future__ import annotations

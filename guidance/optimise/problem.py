@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
+from ...samplers.adjoint.chain import Chain, SamplerChain
+from ...samplers.adjoint.checkpoint import remembered
+from ...samplers.adjoint.reversible import Reversible
+from ...samplers.adjoint.sample import chain_of
 from ...samplers.denoiser import Denoiser
 from ...samplers.grids import Levels, make_grid
-from ...samplers.loop import iterate
+from ...samplers.inversion.reversible import ReversibleStep
 from ...samplers.noise import SeededNoise
-from ...samplers.sampler import Sampler, State
+from ...samplers.sampler import Sampler
 from ..gradient.autograd import graph, pulled
 from ..gradient.losses import Loss, loss_of
 from ..rule import Context
@@ -47,20 +50,24 @@ def column(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
+REMEMBER = ("steps", "all", "nothing")
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """denoiser: any, also a `Guided` (whose record then counts recomputed evaluations too). loss: a Loss, a callable on
-    clean latents (B, ...) -> (B,), or a name with its target, to be lowered; each row from its own row. condition,
-    sampler, grid, steps, noise: as `samplers.sample` takes them. decode: clean latents -> pictures (B, 3, H, W).
+    """denoiser: any, also a `Guided`. loss: a Loss, a callable on clean latents (B, ...) -> (B,), or a name with its
+    target, to be lowered; each row from its own row. condition, grid, steps, noise: as `samplers.sample` takes them.
+    sampler: too, or a step that can be undone ("edict", "bdia", ...). decode: clean latents -> pictures (B, 3, H, W).
     remember: "steps" keeps x of each step and computes the rest once more on the way back; "all" keeps every graph,
-    which costs a network's activations a step and saves a third of the time.
+    which costs a network's activations a step and saves a third of the time; "nothing" undoes the steps, in the memory
+    of one, for samplers that can be undone and runs without controls.
     """
 
     denoiser: Denoiser
     loss: Any
     target: str = ""
     condition: Any = None
-    sampler: str | Sampler = "ddim"
+    sampler: str | Sampler | ReversibleStep = "ddim"
     grid: Any = "karras"
     steps: int = 10
     noise: SeededNoise | None = None
@@ -68,8 +75,8 @@ class Problem:
     remember: str = "steps"
 
     def __post_init__(self) -> None:
-        if self.remember not in ("steps", "all"):
-            raise UsageError(f"remember={self.remember!r} is unknown: steps or all")
+        if self.remember not in REMEMBER:
+            raise UsageError(f"remember={self.remember!r} is unknown: {', '.join(REMEMBER[:-1])} or {REMEMBER[-1]}")
         if loss_of(self.loss, self.target) is None:
             raise UsageError('a problem needs a loss: a callable on latents, or a name such as loss="colour"')
 
@@ -83,23 +90,24 @@ class Problem:
         assert found is not None
         return found
 
+    @cached_property
+    def _chain(self) -> Chain:
+        return chain_of(self.denoiser, self.sampler, self.levels, self.condition, self.noise, parameters=())
+
     def run(self, x: Tensor, between: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
         """x (B, ...) at the first level to the end of the run. between(i, x): x after step i, moved."""
-        state: State | None = None
-        for i in range(len(self.levels) - 1):
-            if self.remember == "steps" and torch.is_grad_enabled():
-                state = checkpoint(self._step, x, state, use_reentrant=False)
-            else:
-                state = self._step(x, state)
-            assert state is not None
+        chain = self._chain
+        if self.remember == "nothing" and between is None and torch.is_grad_enabled():
+            return Reversible().sample(chain, x)
+        if between is not None and (self.remember == "nothing" or not isinstance(chain, SamplerChain)):
+            raise UsageError('controls between the steps need a sampler of samplers.SAMPLERS and remember="steps"')
+        state, i = chain.begin(x), 0
+        while not chain.done(state):
+            state = remembered(chain, chain.step, state) if self.remember == "steps" else chain.step(state)
             if between is not None:
                 state = replace(state, x=between(i, state.x))
-        assert state is not None
-        return state.x
-
-    def _step(self, x: Tensor, state: State | None) -> State:
-        settings: dict[str, Any] = {"sampler": self.sampler, "condition": self.condition, "noise": self.noise}
-        return next(iterate(self.denoiser, x, grid=self.levels, state=state, **settings)).state
+            i += 1
+        return chain.end(state)
 
     def losses(self, sample: Tensor) -> Tensor:
         """The loss of each row of a run's end, (B,)."""

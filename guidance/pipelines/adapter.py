@@ -45,6 +45,9 @@ def local_of(pipe: Any, name: str) -> Any:
     )
 
 
+DISTILLED = "distilled: its scale is an input of the network; for rules without a negative branch"
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One pipeline class.
@@ -61,16 +64,16 @@ class Adapter:
         that it prepares all branches.
     flip: the network predicts the negated flow. conditioned_by: the arguments a conditioning edit sees.
 
-    For odd ones. folded: batched arguments with several rows (frames) a sample, one sample's after another's.
-    channels: of x, from the pipeline and a tensor of the network's rows, where the network's config does not say it;
-    channel_axis: where they lie. answer: the field of the network's output. kind: what the network predicts, where the
-    pipeline converts that before the scheduler sees it. level_time: the network's time, where a level says it and the
-    scheduler's time does not. experts: attributes of further networks, each called in `network`'s stead at levels of
-    its own. part: the view of x that the scheduler steps, where the network also sees given frames. handed: what the
-    scheduler is handed for a prediction, where the pipeline edits it on the way. picked: of some rows, the arguments
-    whose rows do not come first or are no tensors, from the arguments, the rows and their number. aside: calls of the
-    network that predict nothing (they fill a cache) and are left alone. kept: the arguments as they may be used later
-    and for fewer rows, where the pipeline changes them behind our back.
+    For odd ones. folded: batched arguments with several rows (frames) a sample, one sample's after another's. channels:
+    of x, from the pipeline and a tensor of the network's rows, where the network's config does not say it;
+    channel_axis: where they lie. frames: the axis of a film's frames. answer: the field of the network's output. kind:
+    what the network predicts, where the pipeline converts that before the scheduler sees it. level_time: the network's
+    time, where a level says it and the scheduler's time does not. experts: attributes of further networks, each called
+    in `network`'s stead at levels of its own. part: the view of x that the scheduler steps, where the network also sees
+    given frames. handed: what the scheduler is handed for a prediction, where the pipeline edits it on the way. picked:
+    of some rows, the arguments whose rows do not come first or are no tensors, from the arguments, the rows and their
+    number. aside: calls of the network that predict nothing (they fill a cache) and are left alone. kept: the arguments
+    as they may be used later and for fewer rows, where the pipeline changes them behind our back.
     """
 
     layout: Literal["stacked", "listed", "in turn"] = "stacked"
@@ -88,6 +91,7 @@ class Adapter:
     folded: tuple[str, ...] = ()
     channels: Callable[[Any, Tensor], int] | None = None
     channel_axis: int = 1
+    frames: int | None = None
     answer: str = "sample"
     kind: Parameterization | None = None
     level_time: Callable[[Level], float] | None = None

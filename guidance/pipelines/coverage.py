@@ -22,24 +22,16 @@ from .video_rows import UNPROVEN as UNPROVEN_VIDEOS
 
 UNPROVEN: dict[str, str] = {**UNPROVEN_UNETS, **UNPROVEN_TRANSFORMERS, **UNPROVEN_VIDEOS}
 
-_DISTILLED = "guidance-distilled, its scale is an input of the network"
-_FEW_STEPS = "distilled to few steps, calls its network once a step"
+_SPRINT = (
+    "guidance-distilled, its scale is an input of the network; the pipeline converts x and the prediction between two "
+    "scalings, which no field of a row says yet"
+)
 
 # Pipelines with a setting for guidance that have no negative branch: why.
 WITHOUT_BRANCH: dict[str, str] = {
-    "FluxControlPipeline": _DISTILLED,
-    "FluxControlImg2ImgPipeline": _DISTILLED,
-    "FluxControlInpaintPipeline": _DISTILLED,
-    "FluxControlNetImg2ImgPipeline": _DISTILLED,
-    "FluxControlNetInpaintPipeline": _DISTILLED,
-    "FluxFillPipeline": _DISTILLED,
-    "Flux2Pipeline": _DISTILLED,
-    "VisualClozePipeline": _DISTILLED,
-    "VisualClozeGenerationPipeline": _DISTILLED,
-    "SanaSprintPipeline": _DISTILLED,
-    "SanaSprintImg2ImgPipeline": _DISTILLED,
-    "DreamLiteMobilePipeline": _FEW_STEPS,
-    "LTX2DFRPipeline": _FEW_STEPS + "; its guidance is by keyframes",
+    "SanaSprintPipeline": _SPRINT,
+    "SanaSprintImg2ImgPipeline": _SPRINT,
+    "LTX2DFRPipeline": "distilled to few steps, calls its network once a step; its guidance is by keyframes",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +135,10 @@ class Steering:
             record=self.record.open_step(call.step, call.level.rho) if call.stage == 0 else {},
             decode=self.owner.decode,
             packing=self._packing(inputs, x),
+            frames=self.adapter.frames,
             origin=lambda: origin_of(self.owner.module, self.owner.scheduler, self.owner.pipe),
             prompts=lambda: prompts_of(self.owner.pipe, len(x)),
+            encode=lambda branch: self._prompt(branch, inputs.arguments),
         )
         rule = self.owner.rule
         if self._switched_off(inputs, rule):
@@ -189,12 +191,16 @@ class Steering:
         """The ask's own edit, of the further prompt's conditioning where it is one."""
         if not is_prompt(ask.branch):
             return ask.edit
-        if ask.branch not in self.prompts:
-            text = self.owner.prompts.get(ask.branch, text_of(ask.branch))
-            assert self.adapter.encode is not None  # refused when the rule was attached
-            self.prompts[ask.branch] = encoded(self.adapter.encode, self.owner.pipe, text, arguments)
-        changes, edit = self.prompts[ask.branch], ask.edit
+        changes, edit = self._prompt(ask.branch, arguments), ask.edit
         return lambda given: with_changes(given, changes) if edit is None else edit(with_changes(given, changes))
+
+    def _prompt(self, branch: str, arguments: Arguments) -> Mapping[str, Any]:
+        """What a further prompt changes in the conditional arguments, encoded once a run."""
+        if branch not in self.prompts:
+            text = self.owner.prompts.get(branch, text_of(branch))
+            assert self.adapter.encode is not None  # refused when the rule was attached
+            self.prompts[branch] = encoded(self.adapter.encode, self.owner.pipe, text, arguments)
+        return self.prompts[branch]
 
     def _refuse_missing(self) -> None:
         assert self.dialogue is not None

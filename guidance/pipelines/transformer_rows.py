@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...samplers.prediction import SAMPLE
 from ..packing import Packing, packing_of_ids
-from .adapter import Adapter, Arguments, local_flag, local_of
+from .adapter import DISTILLED, Adapter, Arguments, local_flag, local_of
 from .prompts import class_number, flux, stable_diffusion_3
 
 _WHOLE_CONTROLNET = "the ControlNet itself still sees every row"
@@ -120,6 +120,11 @@ def _tokens(pipe: Any, tensor: Tensor) -> int:
     return int(local_of(pipe, "latents").shape[1])
 
 
+def _features(pipe: Any, tensor: Tensor) -> int:
+    """How many numbers of each token are of x."""
+    return int(local_of(pipe, "latents").shape[2])
+
+
 def _packing(pipe: Any, arguments: Arguments, tokens: int) -> Packing | None:
     """Flux and its kin tell the network the row and column of each token."""
     ids = arguments.get("img_ids")
@@ -212,6 +217,8 @@ _FLUX = replace(
     on="true_cfg_scale above 1 (its value has no effect) and a negative_prompt, which may be empty",
     on_settings=(("true_cfg_scale", 2.0), ("negative_prompt", "")),
 )
+_FLUX_DISTILLED = replace(_FLUX, branches=("cond",), on="nothing", on_settings=(), notes=DISTILLED)
+_FLUX_BESIDE = replace(_FLUX_DISTILLED, channels=_features, channel_axis=2)  # given pictures lie beside x in its tokens
 _QWEN = replace(
     _FLUX,
     batched=(*_IN_TURN.batched, "additional_t_cond"),
@@ -281,6 +288,14 @@ TRANSFORMERS: dict[str, Adapter] = {
     "FluxControlNetPipeline": _FLUX,
     "FluxKontextPipeline": replace(_FLUX, channels=_tokens),
     "FluxKontextInpaintPipeline": replace(_FLUX, channels=_tokens),
+    "FluxControlPipeline": _FLUX_BESIDE,
+    "FluxControlImg2ImgPipeline": _FLUX_BESIDE,
+    "FluxControlInpaintPipeline": _FLUX_BESIDE,
+    "FluxControlNetImg2ImgPipeline": _FLUX_DISTILLED,
+    "FluxControlNetInpaintPipeline": _FLUX_DISTILLED,
+    "FluxFillPipeline": _FLUX_BESIDE,
+    "VisualClozeGenerationPipeline": replace(_FLUX_BESIDE, encode=None),
+    "Flux2Pipeline": replace(_FLUX_2, branches=("cond",), on="nothing", on_settings=(), notes=DISTILLED),
     "Flux2KleinPipeline": _FLUX_2,
     "Flux2KleinInpaintPipeline": _FLUX_2,
     "ChromaPipeline": _IN_TURN,
@@ -404,6 +419,8 @@ TRANSFORMERS: dict[str, Adapter] = {
 _PAG = 'does PAG itself; attach {} with "cfg + pag" instead'
 
 REFUSED: dict[str, str] = {
+    "VisualClozePipeline": "runs two pipelines; attach the rule to one of them, pipe.generation_pipe or "
+    "pipe.upsampling_pipe",
     "HunyuanDiTPAGPipeline": _PAG.format("HunyuanDiTPipeline"),
     "PixArtSigmaPAGPipeline": _PAG.format("PixArtSigmaPipeline"),
     "SanaPAGPipeline": _PAG.format("SanaPipeline"),

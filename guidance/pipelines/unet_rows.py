@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...samplers.prediction import V_PREDICTION
 from ...samplers.schedule import Level
-from .adapter import Adapter, Arguments, local_flag, local_of, one_flag
+from .adapter import DISTILLED, Adapter, Arguments, local_flag, local_of, one_flag
 from .prompts import stable_diffusion, stable_diffusion_xl
 
 _WHOLE_CONTROLNET = "the ControlNet itself still sees every row, and the prompts of the call"
@@ -82,9 +82,8 @@ _PIX2PIX = replace(
 _CONSISTENCY = replace(
     _UNET,
     branches=("cond",),
-    encode=None,
     on_settings=(),
-    notes="distilled: its scale is an input of the network; for rules without a negative branch",
+    notes=DISTILLED,
 )
 _KANDINSKY = replace(
     _UNET,
@@ -113,6 +112,7 @@ _SHAPE = replace(_PRIOR, conditioned_by=("proj_embedding",), channels=_channels_
 _MOTION = replace(
     _UNET,
     folded=("encoder_hidden_states", "down_block_additional_residuals", "mid_block_additional_residual"),
+    frames=2,
 )
 _MOTION_CONTROLNET = replace(_MOTION, notes=_WHOLE_CONTROLNET)
 
@@ -187,6 +187,17 @@ UNETS: dict[str, Adapter] = {
         on="nothing: it always guides",
         on_settings=(),
     ),
+    "DreamLiteMobilePipeline": replace(
+        _UNET,
+        branches=("cond",),
+        guides=lambda pipe, arguments: True,
+        encode=None,
+        channels=_columns_of_latents,
+        channel_axis=3,
+        on="nothing",
+        on_settings=(),
+        notes="distilled to few steps, without a negative branch",
+    ),
     "AnimateDiffPipeline": _MOTION,
     "AnimateDiffControlNetPipeline": _MOTION_CONTROLNET,
     "AnimateDiffSparseControlNetPipeline": _MOTION_CONTROLNET,
@@ -198,9 +209,10 @@ UNETS: dict[str, Adapter] = {
         batched=("sample", "timestep", "encoder_hidden_states", "added_time_ids"),
         encode=None,
         channel_axis=2,
+        frames=1,
         on="max_guidance_scale above 1 (its value has no effect)",
         on_settings=(("max_guidance_scale", 2.0),),
-        notes="the pipeline's scale rises from frame to frame; a rule's is the same for all frames",
+        notes="the pipeline's scale rises from frame to frame, as frame-cfg's does; other rules have one for all",
     ),
     "AudioLDM2Pipeline": replace(
         _LOCAL,

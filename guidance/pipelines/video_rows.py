@@ -24,6 +24,7 @@ _WAN = Adapter(
     ),
     sample="hidden_states",
     network="transformer",
+    frames=2,
 )
 _WAN22 = replace(
     _WAN,
@@ -40,6 +41,7 @@ _COG = replace(
     _STACKED,
     guides=local_flag,
     channel_axis=2,
+    frames=1,
     notes="its dynamic guidance scale is overruled",
 )
 _TEXT = ("encoder_hidden_states", "encoder_attention_mask")
@@ -58,6 +60,7 @@ _KANDINSKY = replace(
     conditioned_by=("encoder_hidden_states", "pooled_projections"),
     channels=lambda pipe, x: pipe.transformer.config.out_visual_dim,
     channel_axis=4,
+    frames=1,
 )
 _HUNYUAN = replace(
     _WAN,
@@ -105,6 +108,19 @@ def _later_tokens(pipe: Any, x: Tensor) -> Tensor:
 def _negated(pipe: Any, native: Tensor) -> Tensor:
     """With a time a token, the flow scheduler counts the other way."""
     return -native
+
+
+_COSMOS_25 = replace(
+    _WAN,
+    batched=(
+        *("hidden_states", "timestep", "encoder_hidden_states", "condition_mask", "padding_mask"),
+        "block_controlnet_hidden_states",
+    ),
+    network_time=lambda t: t / 1000,
+    level_time=lambda level: level.sigma,  # the scheduler's times are rounded
+    handed=_with_given_velocity,
+    notes="guidance_scale 6 is theirs for c + 6 (c - u): our scale is 7",
+)
 
 
 VIDEOS: dict[str, Adapter] = {
@@ -160,13 +176,9 @@ VIDEOS: dict[str, Adapter] = {
         notes=_SECTIONS,
     ),
     "LTXI2VLongMultiPromptPipeline": replace(_STACKED, batched=(*_STACKED.batched, "video_coords"), notes=_SECTIONS),
-    "Cosmos2_5_PredictBasePipeline": replace(
-        _WAN,
-        batched=("hidden_states", "timestep", "encoder_hidden_states", "condition_mask", "padding_mask"),
-        network_time=lambda t: t / 1000,
-        level_time=lambda level: level.sigma,  # the scheduler's times are rounded
-        handed=_with_given_velocity,
-        notes="guidance_scale 6 is theirs for c + 6 (c - u): our scale is 7",
+    "Cosmos2_5_PredictBasePipeline": _COSMOS_25,
+    "Cosmos2_5_TransferPipeline": replace(
+        _COSMOS_25, notes=_COSMOS_25.notes + "; the ControlNet still sees every branch"
     ),
     "StableAudio3Pipeline": replace(
         _STACKED, batched=(*_STACKED.batched, "global_hidden_states"), conditioned_by=("encoder_hidden_states",)
@@ -176,6 +188,7 @@ VIDEOS: dict[str, Adapter] = {
         batched=("hidden_states", "timestep", *_TEXT, "attention_mask", "latent_cond"),
         conditioned_by=_TEXT,
         network_time=lambda t: t / 1000,
+        frames=None,  # sounds
     ),
     "StableAudioPipeline": replace(
         _STACKED,
@@ -222,6 +235,5 @@ UNPROVEN: dict[str, str] = {
     "CosmosVideoToWorldPipeline": _TWICE,
     "Cosmos2TextToImagePipeline": _SCALED,
     "Cosmos2VideoToWorldPipeline": _SCALED,
-    "Cosmos2_5_TransferPipeline": "a ControlNet is called before each branch; else it is Cosmos2_5_PredictBasePipeline",
     "SanaWMPipeline": "its camera inputs have no tiny stand-in yet; the loop is LTXConditionPipeline's",
 }

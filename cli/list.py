@@ -12,10 +12,11 @@ Rows = tuple[list[str], list[list[str]]]
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="rules, samplers, grids, metrics, features, presets or models.")
+        str,
+        typer.Argument(help="rules, optimisers, samplers, grids, inversions, metrics, features, presets or models."),
     ] = "rules",
 ) -> None:
-    """List what there is: rules, samplers, grids, metrics, features, presets, models."""
+    """List what there is: rules, optimisers, samplers, grids, inversions, metrics, features, presets, models."""
     from ..errors import UsageError, nearest
     from .console import print_table
 
@@ -36,22 +37,58 @@ def _rules() -> Rows:
     ]
 
 
+def _optimisers() -> Rows:
+    from ..guidance.optimise import OPTIMISERS
+    from ..registry import everything
+
+    found = everything("optimisers", OPTIMISERS)
+    return ["optimiser", "what it moves", "evaluations", "paper"], [
+        [n, s.summary, s.cost, s.paper] for n, s in found.items()
+    ]
+
+
 def _samplers() -> Rows:
     from ..registry import everything
+    from ..samplers.aliases import sampler_rows
     from ..samplers.registry import SAMPLERS
 
-    rows = [[n, s.summary, s.cost, s.paper] for n, s in everything("samplers", SAMPLERS).items()]
-    return ["sampler", "what it is", "a step", "paper"], [
+    elsewhere = _names_elsewhere(sampler_rows())
+    rows = [[n, s.summary, s.cost, elsewhere.get(n, ""), s.paper] for n, s in everything("samplers", SAMPLERS).items()]
+    return ["sampler", "what it is", "a step", "also called", "paper"], [
         *rows,
-        ["stock", "the scheduler that comes with the model", "", ""],
+        ["stock", "the scheduler that comes with the model", "", "", ""],
     ]
 
 
 def _grids() -> Rows:
     from ..registry import everything
+    from ..samplers.aliases import grid_rows
+    from ..samplers.grid_wrappers import WRAPPERS
     from ..samplers.grids import GRIDS
 
-    return ["grid", "levels", "paper"], [[n, s.summary, s.paper] for n, s in everything("grids", GRIDS).items()]
+    elsewhere = _names_elsewhere(grid_rows())
+    rows = [[n, s.summary, elsewhere.get(n, ""), s.paper] for n, s in everything("grids", GRIDS).items()]
+    rows += [[f"... + {n}", s.summary, "", ""] for n, s in everything("grid_wrappers", WRAPPERS).items()]
+    return ["grid", "levels", "also called", "paper"], rows
+
+
+def _names_elsewhere(rows: list[list[str]]) -> dict[str, str]:
+    """Names in the web UI and in ComfyUI by ours."""
+    found: dict[str, list[str]] = {}
+    for web, comfy, ours in rows:
+        for name in (web, comfy):
+            known = [ours, *found.setdefault(ours, [])]
+            if name and name.lower().replace("_", " ") not in [other.lower() for other in known]:
+                found[ours].append(name)
+    return {ours: ", ".join(names) for ours, names in found.items()}
+
+
+def _inversions() -> Rows:
+    from ..registry import everything
+    from ..samplers.inversion import INVERSIONS
+
+    found = everything("inversions", INVERSIONS)
+    return ["inversion", "what it is", "a step", "paper"], [[n, s.summary, s.cost, s.paper] for n, s in found.items()]
 
 
 def _metrics() -> Rows:
@@ -86,8 +123,10 @@ def _models() -> Rows:
 
 TABLES: dict[str, Callable[[], Rows]] = {
     "rules": _rules,
+    "optimisers": _optimisers,
     "samplers": _samplers,
     "grids": _grids,
+    "inversions": _inversions,
     "metrics": _metrics,
     "features": _features,
     "presets": _presets,

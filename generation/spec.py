@@ -40,19 +40,24 @@ def _as_guidance(value: Any, info: ValidationInfo) -> str:
 
 
 def _as_sampler(value: Any) -> str:
+    from ..samplers.aliases import refuse_unknown
     from ..samplers.registry import make_sampler
 
+    refuse_unknown(str(value))
     if value != "stock":
         make_sampler(str(value))
     return str(value)
 
 
 def _as_grid(value: Any) -> str | None:
-    from ..samplers.grids import check_grid
+    from ..samplers.aliases import in_our_words
+    from ..samplers.grids import parse_grid
 
-    if value is not None:
-        check_grid(str(value))
-    return value if value is None else str(value)
+    if value is None:
+        return None
+    line = in_our_words(str(value))
+    parse_grid(line)
+    return line
 
 
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(read_seeds), PlainSerializer(spell_seeds)]
@@ -111,6 +116,17 @@ class RunSpec(BaseModel):
         if isinstance(given, dict) and given.get("model", "embedded") == "embedded":
             return {"guidance": "cfg:scale=3", "steps": 25} | given
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_names_from_elsewhere(cls, given: Any) -> Any:
+        """Such as "DPM++ 2M Karras", a sampler and a grid; a grid that is given stands."""
+        from ..samplers.aliases import resolved
+
+        if not isinstance(given, dict) or not (found := resolved(str(given.get("sampler", "")))):
+            return given
+        sampler, grid = found
+        return given | {"sampler": sampler} | ({"grid": grid} if grid and given.get("grid") is None else {})
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:

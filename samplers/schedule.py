@@ -229,6 +229,42 @@ class LinearVP(VariancePreserving):
         return 1000 * as_time(t)
 
 
+class CosineVP(VariancePreserving):
+    """alpha = cos(a(t)) / cos(a(0)) with a(t) = (pi / 2) (t + s) / (1 + s) on t in [0, 0.9946]: the continuous form of
+    the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672). alpha would be 0 at t = 1; the end is that of common
+    practice."""
+
+    t_min, T = 1e-4, 0.9946
+
+    def __init__(self, s: float = 0.008):
+        self.s = s
+        self._first = self._angle(0.0)
+
+    def _angle(self, t: Any) -> Tensor:
+        return (as_time(t) + self.s) / (1 + self.s) * math.pi / 2
+
+    def alpha(self, t: Any) -> Tensor:
+        return self._angle(t).cos() / self._first.cos()
+
+    def sigma(self, t: Any) -> Tensor:
+        """sqrt(1 - alpha^2), written as a product so that nothing cancels near t = 0."""
+        angle = self._angle(t)
+        return ((angle + self._first).sin() * (angle - self._first).sin()).sqrt() / self._first.cos()
+
+    def f(self, t: Any) -> Tensor:
+        return -self._angle(t).tan() * math.pi / 2 / (1 + self.s)
+
+    def dlam(self, t: Any) -> Tensor:
+        return self.f(t) / self.sigma(t) ** 2
+
+    def t_of_lam(self, lam: Any) -> Tensor:
+        alpha = torch.exp(logsigmoid(2 * as_time(lam)) / 2)
+        return torch.acos(alpha * self._first.cos()) * 2 / math.pi * (1 + self.s) - self.s
+
+    def model_time(self, t: Any) -> Tensor:
+        return 1000 * as_time(t)
+
+
 class VarianceExploding(NoiseSchedule):
     """alpha = 1 and sigma = t (Karras et al. 2022, arXiv 2206.00364).
 
@@ -321,10 +357,66 @@ class TrigFlow(VariancePreserving):
         return torch.atan(torch.exp(-as_time(lam)))
 
 
+class Between(NoiseSchedule):
+    """A schedule whose usable range is narrowed to times in [t_min, T]; nothing else changes, so a grid made on it
+    covers that range only. See `ends` in `grid_wrappers`."""
+
+    def __init__(self, whole: NoiseSchedule, t_min: float, T: float):
+        self.whole, self.t_min, self.T = whole, t_min, T
+
+    def alpha(self, t: Any) -> Tensor:
+        return self.whole.alpha(t)
+
+    def sigma(self, t: Any) -> Tensor:
+        return self.whole.sigma(t)
+
+    def t_of_lam(self, lam: Any) -> Tensor:
+        return self.whole.t_of_lam(lam)
+
+    def f(self, t: Any) -> Tensor:
+        return self.whole.f(t)
+
+    def dlam(self, t: Any) -> Tensor:
+        return self.whole.dlam(t)
+
+    def lam(self, t: Any) -> Tensor:
+        return self.whole.lam(t)
+
+    def model_time(self, t: Any) -> Tensor:
+        return self.whole.model_time(t)
+
+    def levels_of_rho(self, rhos: Any) -> tuple[Level, ...]:
+        return self.whole.levels_of_rho(rhos)
+
+    @property
+    def clean(self) -> Level:
+        return self.whole.clean
+
+
 def flow_shift(t: Any, shift: float) -> Tensor:
     """t' = s t / (1 + (s - 1) t): moves lam by -log(s) (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
     t = as_time(t)
     return shift * t / (1 + (shift - 1) * t)
+
+
+def shift_of_mu(mu: float, kind: str = "exponential") -> float:
+    """The shift s of a flow model with dynamic shifting: e^mu ("exponential") or mu itself ("linear")."""
+    if kind not in ("exponential", "linear"):
+        raise UsageError(f"unknown kind of dynamic shift {kind!r}; known: exponential, linear")
+    return math.exp(mu) if kind == "exponential" else float(mu)
+
+
+def mu_of_tokens(tokens: int, base: float = 0.5, largest: float = 1.15, few: int = 256, many: int = 4096) -> float:
+    """The mu of Flux-like models for a picture of so many tokens: linear from `base` at `few` to `largest` at `many`
+    (the config keys base_shift, max_shift, base_image_seq_len and max_image_seq_len)."""
+    return base + (tokens - few) / (many - few) * (largest - base)
+
+
+def stretch_to_terminal(t: Any, terminal: float) -> Tensor:
+    """t' = 1 - (1 - t) (1 - terminal) / (1 - t_last): t = 1 stays, the last of the list becomes `terminal` (LTX-Video,
+    the config key shift_terminal)."""
+    t = as_time(t)
+    return 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
 
 
 def stable_diffusion_schedule(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> DiscreteVP:

@@ -16,10 +16,20 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .betas import beta_table
-from .grids import Levels, from_rhos, from_times, make_grid
-from .prediction import Prediction, predicted_by, working_precision
+from .grids import Levels, from_rhos, from_times, is_plain, make_grid
+from .prediction import Parameterization, Prediction, predicted_by, working_precision
 from .sampler import Leg, Sampler, State, configured
-from .schedule import DiscreteVP, Level, NoiseSchedule, RectifiedFlow, flow_shift, is_flow, is_flow_config
+from .schedule import (
+    DiscreteVP,
+    Level,
+    NoiseSchedule,
+    RectifiedFlow,
+    flow_shift,
+    is_flow,
+    is_flow_config,
+    shift_of_mu,
+    stretch_to_terminal,
+)
 
 
 class PilotageScheduler(SchedulerMixin, ConfigMixin):
@@ -75,7 +85,7 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
             if self.alphas_cumprod is None
             else DiscreteVP(self.alphas_cumprod)
         )
-        self.kind = predicted_by(self)
+        self.kind = self._parameterization()
         self.sampler = self._sampler(eta)
         self.order = self.sampler.stages
         self._use(make_grid("trailing", self.schedule, num_train_timesteps), "cpu")
@@ -108,6 +118,10 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
                 found["shift"] = config.get("flow_shift") or 1.0
             return found | ({"eta": None} if "s_noise" in config else {})  # LTX: its eta is another method's
         return {}
+
+    def _parameterization(self) -> Parameterization:
+        """What the network says."""
+        return predicted_by(self)
 
     def _sampler(self, eta: float | None) -> Sampler:
         known = self.sampler_class.__dataclass_fields__  # type: ignore[attr-defined]
@@ -155,15 +169,15 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
         if sigmas is not None:
             return from_rhos(self.schedule, _above_zero(sigmas))
         grid = self._grid() or self.config.timestep_spacing
-        return make_grid(
-            grid, self.schedule, steps, **({"offset": self.config.steps_offset} if grid == "leading" else {})
-        )
+        offset = {"offset": self.config.steps_offset} if is_plain(grid, "leading") else {}
+        return make_grid(grid, self.schedule, steps, **offset)
 
     def _flow_levels(self, steps: int, timesteps: Any, sigmas: Any, mu: float | None) -> Levels:
         """Default 1 .. 1/1000; then the shift, once; then the terminal stretch. A grid that the config names is
         preferred to `sigmas`, which most flow pipelines pass unasked; only the grid "flow" is shifted."""
         if timesteps is None and (grid := self._grid()):
-            return make_grid(grid, self.schedule, steps, **({"shift": self._shift(mu)} if grid == "flow" else {}))
+            shift = {"shift": self._shift(mu)} if is_plain(grid, "flow") else {}
+            return make_grid(grid, self.schedule, steps, **shift)
         scale = float(self.config.num_train_timesteps)
         if timesteps is not None:
             t = _above_zero(timesteps) / scale
@@ -173,15 +187,13 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
             t = torch.linspace(1.0, 1.0 / scale, steps, dtype=torch.float64)
         t = flow_shift(t, self._shift(mu))
         if self.config.shift_terminal:
-            t = 1 - (1 - t) * (1 - self.config.shift_terminal) / (1 - t[-1])
+            t = stretch_to_terminal(t, self.config.shift_terminal)
         return from_times(self.schedule, t)
 
     def _shift(self, mu: float | None) -> float:
         if mu is None or not self.config.use_dynamic_shifting:
             return float(self.config.shift)
-        return (
-            float(torch.tensor(mu, dtype=torch.float64).exp()) if self.config.time_shift_type == "exponential" else mu
-        )
+        return shift_of_mu(float(mu), self.config.time_shift_type)
 
     def _use(self, levels: Levels, device: Any) -> None:
         self.levels = levels

@@ -21,7 +21,7 @@ paired: false
 strength: 0.8
 model: embedded
 lora_scale: 1.0
-guidance: apg:scale=10 + interval:low=0.3
+guidance: apg:scale=10,norm_threshold=1.55 + interval:low=0.3
 sampler: heun
 grid: karras
 steps: 12
@@ -101,7 +101,9 @@ def test_demo_is_compare_with_a_preset(capsys: pytest.CaptureFixture[str]) -> No
     assert resolved["output"] == "runs/demo" and "6 cells" in err
 
 
-@pytest.mark.parametrize("what", ["rules", "samplers", "grids", "metrics", "features", "presets", "models"])
+@pytest.mark.parametrize(
+    "what", ["rules", "optimisers", "samplers", "grids", "metrics", "features", "presets", "models"]
+)
 def test_lists(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert pilotage("list", what) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 4

@@ -15,6 +15,8 @@ from stock_schedulers import EXPLODING, FLOWS, MULTISTEP, SCALED, SD, STOCK, TAB
 
 from pilotage.errors import UsageError
 from pilotage.samplers.schedule import (
+    Between,
+    CosineVP,
     DiscreteVP,
     Level,
     LinearVP,
@@ -24,7 +26,10 @@ from pilotage.samplers.schedule import (
     VarianceExploding,
     flow_shift,
     from_scheduler,
+    mu_of_tokens,
+    shift_of_mu,
     stable_diffusion_schedule,
+    stretch_to_terminal,
 )
 
 
@@ -36,6 +41,7 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "sd": stable_diffusion_schedule,
     "zero-snr": zero_snr,
     "linear-vp": LinearVP,
+    "cosine": CosineVP,
     "edm": VarianceExploding,
     "flow": RectifiedFlow,
     "trig": TrigFlow,
@@ -221,6 +227,41 @@ def test_flow_shift_translates_lam(t: float, s: float) -> None:
     moved = float(schedule.lam(flow_shift(t, s)))
     assert moved == pytest.approx(float(schedule.lam(t)) - math.log(s), abs=1e-9)
     assert float(flow_shift(flow_shift(t, s), 1 / s)) == pytest.approx(t, rel=1e-9)
+
+
+def test_continuous_cosine_has_the_betas_of_the_table() -> None:
+    table, smooth = from_scheduler(STOCK["ddim-cosine"]()), CosineVP()
+    k = torch.arange(0, 990, 10)  # later ones are clipped at beta = 0.999, and 1000 of them end at t = 1
+    assert torch.allclose(table.alpha(k), smooth.alpha((k + 1) / 1000), rtol=2e-5)
+    tiny = torch.tensor([1e-12, 1e-8, 1e-4], dtype=torch.float64)
+    first_order = (2 * torch.tan(smooth._first) * tiny * math.pi / 2 / 1.008).sqrt()
+    assert torch.allclose(smooth.sigma(tiny[:2]), first_order[:2], rtol=1e-5)  # no cancellation near t = 0
+
+
+def test_shifts_of_flow_models_are_those_of_diffusers() -> None:
+    import diffusers
+
+    t = np.linspace(0.02, 1, 9)
+    for kind in ("exponential", "linear"):
+        stock = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+        assert np.allclose(flow_shift(t, shift_of_mu(0.8, kind)), stock.time_shift(0.8, 1.0, t), rtol=1e-12)
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)
+    falling = torch.linspace(1, 0.02, 9, dtype=torch.float64)
+    assert torch.allclose(stretch_to_terminal(falling, 0.1), stock.stretch_shift_to_terminal(falling), rtol=1e-12)
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    for tokens in (256, 1024, 4096, 6000):
+        assert mu_of_tokens(tokens) == pytest.approx(calculate_shift(tokens), rel=1e-12)
+    with pytest.raises(UsageError, match="known: exponential, linear"):
+        shift_of_mu(1.0, "cubic")
+
+
+def test_a_narrowed_schedule_has_other_ends_and_nothing_else(schedule: NoiseSchedule) -> None:
+    t = inside(schedule)
+    narrow = Between(schedule, float(t[3]), float(t[30]))
+    assert torch.equal(narrow.lam(t), schedule.lam(t)) and torch.allclose(narrow.dsigma(t), schedule.dsigma(t))
+    assert (narrow.lam_min, narrow.lam_max) == (float(schedule.lam(t)[30]), float(schedule.lam(t)[3]))
+    assert narrow.clean == schedule.clean and narrow.levels(t) == schedule.levels(t)
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------

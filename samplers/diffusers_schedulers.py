@@ -8,6 +8,7 @@ installed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,33 @@ from diffusers import SchedulerMixin  # noqa: F401 (a loading pipeline looks for
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from ..errors import UsageError
 from .ddim import DDIMSampler
+from .ddpm import DDPMSampler
+from .deis import DEISSampler, LMSSampler
 from .dpmpp_2m import DPMPP2MSampler, SDEDPMPP2MSampler
+from .dpmpp_2s import DPMPP2SSampler
+from .dpmpp_3m import DPMPP3MSampler, SDEDPMPP3MSampler
+from .dpmpp_3s import DPMPP3SSampler
+from .er_sde import ERSDESampler
 from .euler import EulerSampler
 from .euler_ancestral import EulerAncestralSampler
+from .exponential_rk import ExponentialRKSampler
+from .flow_ancestral import FlowAncestralSampler
+from .grids import Levels
 from .heun import HeunSampler
+from .lcm import LCMSampler, distilled_levels, latent_consistency
+from .plms import PLMSSampler
+from .prediction import Parameterization
+from .predictor_corrector import PredictorCorrectorSampler
+from .restart import RestartSampler
+from .sampler import Leg
+from .schedule import DiscreteVP
 from .scheduler import PilotageScheduler
+from .sde_dpmpp_1 import SDEDPMPP1Sampler
+from .tcd import TCDSampler
+from .ucgm import UCGMSampler
+from .unipc import UniPCSampler
 
 
 class DDIM(PilotageScheduler):
@@ -53,7 +75,14 @@ class EulerAncestral(PilotageScheduler):
     sampler_class = EulerAncestralSampler
 
 
-class Heun(PilotageScheduler):
+class WithoutHistory(PilotageScheduler):
+    """Steps that look at nothing but x: a run that begins inside the list goes the legs that are left."""
+
+    def _legs_from(self, step: int) -> tuple[Leg, ...]:
+        return self.legs[step:]
+
+
+class Heun(WithoutHistory):
     sampler_class = HeunSampler
 
 
@@ -63,3 +92,104 @@ class DPMPP2M(PilotageScheduler):
 
 class SDEDPMPP2M(PilotageScheduler):
     sampler_class = SDEDPMPP2MSampler
+
+
+class DPMPP2S(PilotageScheduler):
+    sampler_class = DPMPP2SSampler
+
+
+class DPMPP3S(PilotageScheduler):
+    sampler_class = DPMPP3SSampler
+
+
+class DPMPP3M(PilotageScheduler):
+    sampler_class = DPMPP3MSampler
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """UsageError inside the list with start="single": its first two steps have three entries there, not one."""
+        if begin_index and self.sampler.start == "single":  # type: ignore[attr-defined]
+            raise UsageError("a run that begins inside the list needs start=lower, which is the default")
+        super().set_begin_index(begin_index)
+
+
+class SDEDPMPP1(PilotageScheduler):
+    sampler_class = SDEDPMPP1Sampler
+
+
+class SDEDPMPP3M(PilotageScheduler):
+    sampler_class = SDEDPMPP3MSampler
+
+
+class UniPC(PilotageScheduler):
+    sampler_class = UniPCSampler
+
+
+class DEIS(PilotageScheduler):
+    sampler_class = DEISSampler
+
+
+class LMS(PilotageScheduler):
+    sampler_class = LMSSampler
+
+
+class PLMS(PilotageScheduler):
+    sampler_class = PLMSSampler
+
+
+class ExponentialRK(PilotageScheduler):
+    sampler_class = ExponentialRKSampler
+
+
+class DDPM(PilotageScheduler):
+    sampler_class = DDPMSampler
+
+
+class FlowAncestral(PilotageScheduler):
+    """From the config of LTXEulerAncestralRFScheduler it takes eta and s_noise, which are of this method."""
+
+    sampler_class = FlowAncestralSampler
+
+    @classmethod
+    def _translated(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        found = super()._translated(config)
+        if "s_noise" in config:
+            found |= {"eta": config["eta"], "settings": {"noise": config["s_noise"]}}
+        return found
+
+
+class Distilled(PilotageScheduler):
+    """On a table of betas the default grid is that of LCM and TCD students, distilled on 50 times."""
+
+    def _table_levels(self, steps: int, timesteps: Any, sigmas: Any, mu: float | None) -> Levels:
+        if timesteps is None and sigmas is None and self._grid() is None:
+            assert isinstance(self.schedule, DiscreteVP)
+            return distilled_levels(self.schedule, steps)
+        return super()._table_levels(steps, timesteps, sigmas, mu)
+
+
+class LCM(Distilled):
+    sampler_class = LCMSampler
+
+    def _parameterization(self) -> Parameterization:
+        kind = super()._parameterization()
+        return kind if self.alphas_cumprod is None else latent_consistency(kind)
+
+
+class TCD(Distilled):
+    sampler_class = TCDSampler
+
+
+class ERSDE(PilotageScheduler):
+    sampler_class = ERSDESampler
+
+
+class UCGM(PilotageScheduler):
+    sampler_class = UCGMSampler
+
+
+class Restart(WithoutHistory):
+    sampler_class = RestartSampler
+
+
+class PredictorCorrector(WithoutHistory):
+    sampler_class = PredictorCorrectorSampler

@@ -35,13 +35,15 @@ class Leg:
 
     points: where the network is wanted, one a stage; the first is where the step starts. weights: what the sampler
     computed for this step. fresh: whether the last stage takes noise. Where the next leg starts above this one's goal
-    (Restart, churn), `Sampler.tell` adds the noise that lifts x there.
+    (Restart, churn), `Sampler.tell` adds the noise that lifts x there; `lift` of the leg that starts higher scales it.
+    A corrector's goal is where it starts.
     """
 
     points: Levels
     goal: Level
     weights: Any = None
     fresh: bool = False
+    lift: float = 1.0
 
     @property
     def level(self) -> Level:
@@ -55,6 +57,7 @@ class State:
     x: where the network is wanted now. step: outer steps done. stage: 0 starts an outer step.
     start: x at the beginning of the outer step. history: what the sampler keeps of earlier evaluations.
     memory: what guidance rules keep between outer steps; it travels with the state.
+    shifted: whether an inconsistent prediction has moved x in this run; correctors rest from then on.
     """
 
     x: Tensor
@@ -64,6 +67,7 @@ class State:
     start: Tensor | None = None
     history: tuple[Tensor, ...] = ()
     memory: Any = None
+    shifted: bool = False
 
     @property
     def done(self) -> bool:
@@ -120,12 +124,15 @@ class Sampler(ABC):
 
     def tell(self, state: State, prediction: Prediction, noise: Tensor | None = None) -> State:
         """Advance by one evaluation. Two laws stand here, once for every sampler. For inconsistent predictions: run the
-        step on the base, keep the base in the history, then add alpha' (denoised - base.denoised). For legs that start
-        above the end of the one before: lift x by fresh noise."""
+        step on the base, keep the base in the history, then add alpha' (denoised - base.denoised); a corrector, which
+        goes nowhere, runs on the base alone. For legs that start above the end of the one before: lift x by fresh
+        noise."""
+        if prediction.base is not None and not state.shifted:
+            state = replace(state, shifted=True)
         after = self.advance(state, prediction.step_on, noise)
         if after.stage:
             return after
-        if prediction.base is not None:
+        if prediction.base is not None and state.leg.level != state.goal:
             shift = prediction.denoised - prediction.base.denoised
             after = replace(after, x=torch.add(after.x, shift, alpha=state.goal.alpha))
         lift = rises(state)
@@ -137,15 +144,17 @@ class Sampler(ABC):
 
 def rises(state: State) -> tuple[float, float] | None:
     """(weight of x, weight of fresh noise) that lift x from the goal of this leg to the start of the next one:
-    x_b = (alpha_b / alpha_a) x_a + sqrt(sigma_b^2 - sigma_a^2 alpha_b^2 / alpha_a^2) xi."""
+    x_b = (alpha_b / alpha_a) x_a + s sqrt(sigma_b^2 - sigma_a^2 alpha_b^2 / alpha_a^2) xi, with s the `lift` of the
+    next one, 1 for the right amount."""
     if state.step + 1 >= len(state.legs):
         return None
-    here, there = state.goal, state.legs[state.step + 1].level
+    following = state.legs[state.step + 1]
+    here, there = state.goal, following.level
     if there == here:
         return None
     assert not state.leg.fresh, "a stochastic step cannot be followed by a rise"
     keep = there.alpha / here.alpha
-    return keep, math.sqrt(max(0.0, there.sigma**2 - (here.sigma * keep) ** 2))
+    return keep, following.lift * math.sqrt(max(0.0, there.sigma**2 - (here.sigma * keep) ** 2))
 
 
 def configured(cls: type[Sampler], settings: Mapping[str, Any]) -> Sampler:
@@ -160,7 +169,7 @@ def configured(cls: type[Sampler], settings: Mapping[str, Any]) -> Sampler:
 
 def finish(state: State, x: Tensor, *history: Tensor) -> State:
     """The state after a completed outer step."""
-    return State(x, state.legs, state.step + 1, history=history, memory=state.memory)
+    return State(x, state.legs, state.step + 1, history=history, memory=state.memory, shifted=state.shifted)
 
 
 def between(level: Level, goal: Level, share: float, schedule: NoiseSchedule | None) -> Level:

@@ -205,6 +205,7 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor([p.sigma if flow else p.rho for p in self.points] + [0.0])
         self.num_inference_steps = len(self.legs)
         self._state: State | None = None
+        self._shifted = False
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
@@ -225,6 +226,8 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
         assert state is not None and self._step_index is not None
         if sample is not state.x:  # half precision, or the pipeline changed it (inpainting)
             state = replace(state, x=working_precision(sample))
+        if self._shifted and not state.shifted:
+            state = replace(state, shifted=True)
         prediction = Prediction(state.x, state.level, working_precision(model_output), self.kind)
         noise = None
         if sampler.wants_noise(state):
@@ -233,6 +236,10 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
         self._step_index += 1
         x = self._state.x.to(sample.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def rest_corrector(self) -> None:
+        """From here on x is moved beside the step, as CFG++ does: correctors of the rest of this run do nothing."""
+        self._shifted = True
 
     def _start(self, timestep: Any, sample: Tensor) -> None:
         self._step_index = self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)

@@ -6,9 +6,11 @@ lists it once per run, so that nothing is read from the device between steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .sampler import Leg
 from .schedule import Level, NoiseSchedule, from_scheduler, is_flow
 
 # Schedulers whose pipelines keep x / alpha rather than x; the network still sees x.
@@ -31,6 +33,8 @@ class Call:
 
     level: where the network is evaluated. goal: where the outer step ends. step: number of the outer step.
     stage: 0 starts an outer step. last: whether the outer step ends with this call's `scheduler.step`.
+    end: where x stands after it: the goal, or above it where the scheduler lifts x again. shift: what an inconsistent
+    prediction's (denoised - base.denoised) counts in x there, alpha of the goal; 0 for a corrector, which goes nowhere.
     """
 
     level: Level
@@ -38,6 +42,8 @@ class Call:
     step: int
     stage: int
     last: bool
+    end: Level
+    shift: float
 
 
 def keeps_scaled(scheduler: Any) -> bool:
@@ -49,9 +55,9 @@ def keeps_scaled(scheduler: Any) -> bool:
 def calls_of(scheduler: Any) -> list[Call]:
     """The network calls that `scheduler.timesteps` stands for, in order."""
     schedule = from_scheduler(scheduler)
-    if hasattr(scheduler, "legs"):  # our own
-        points = [(level, leg.goal, stage) for leg in scheduler.legs for stage, level in enumerate(leg.points)]
-    elif getattr(scheduler, "sigmas", None) is not None:
+    if hasattr(scheduler, "legs"):
+        return _own(scheduler.legs)
+    if getattr(scheduler, "sigmas", None) is not None:
         points = _from_sigmas(scheduler, schedule)
     elif type(scheduler).__name__ == "SCMScheduler":
         levels = schedule.levels(scheduler.timesteps)
@@ -61,12 +67,23 @@ def calls_of(scheduler: Any) -> list[Call]:
     return _numbered(points)
 
 
+def _own(legs: Sequence[Leg]) -> list[Call]:
+    """Of our own schedulers, whose legs say where x goes."""
+    calls = []
+    for step, leg in enumerate(legs):
+        end = legs[step + 1].level if step + 1 < len(legs) else leg.goal
+        shift = 0.0 if leg.level == leg.goal else end.alpha  # alpha' of the goal, times what a lift keeps of x
+        for stage, level in enumerate(leg.points):
+            calls.append(Call(level, leg.goal, step, stage, stage + 1 == len(leg.points), end, shift))
+    return calls
+
+
 def _numbered(points: list[Point]) -> list[Call]:
     calls, step = [], -1
     for i, (level, goal, stage) in enumerate(points):
         step += stage == 0
         last = i + 1 == len(points) or points[i + 1][2] == 0
-        calls.append(Call(level, goal, step, stage, last))
+        calls.append(Call(level, goal, step, stage, last, goal, goal.alpha))
     return calls
 
 

@@ -24,6 +24,25 @@ OPERATIONS = {
     "heun": [2, 3, 2, 3, 0],
     "dpmpp-2m": [2, 3, 0],
     "sde-dpmpp-2m": [3, 4, 0],
+    "dpmpp-2s": [2, 3, 2, 3, 0],
+    "dpmpp-3s": [2, 3, 3, 2, 3, 3, 0],
+    "dpmpp-3m": [2, 3, 0],
+    "sde-dpmpp-1": [3, 3, 0],
+    "sde-dpmpp-3m": [3, 4, 0],
+    "unipc": [2, 3, 0],
+    "deis": [2, 3, 0],
+    "lms": [2, 3, 0],
+    "plms": [2, 3, 0],
+    "exponential-rk": [2, 3, 2, 3, 0],
+    "ddpm": [3, 3, 0],
+    "flow-ancestral": [3, 3, 0],
+    "lcm": [2, 2, 0],
+    "tcd": [3, 3, 0],
+    "er-sde": [3, 4, 0],
+    "ucgm": [2, 2, 0],
+    "restart": [2, 3, *[2, 5, 2, 3] * 2, 2, 3, 0],  # a rise is two
+    "predictor-corrector": [6, 3, 6, 3, 6, 0],
+    "langevin": [*[*[2] * 99, 3] * 2, *[2] * 100, 0],
 }
 
 
@@ -50,7 +69,8 @@ class Count(TorchDispatchMode):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_tell(name: str) -> None:
     sampler = make_sampler(name)
-    state = sampler.init(X, make_grid("karras", stable_diffusion_schedule(), 3))
+    schedule = stable_diffusion_schedule()
+    state = sampler.init(X, make_grid("karras", schedule, 3), schedule)
     counts = []
     while not state.done:
         prediction = Prediction(state.x, state.level, X, EPSILON)
@@ -63,6 +83,32 @@ def test_tell(name: str) -> None:
     assert max(counts) <= 6
 
 
+FULL_HISTORY = {
+    "er-sde": 5,
+    "ucgm": 4,
+    "dpmpp-3m": 4,
+    "sde-dpmpp-3m": 5,
+    "unipc": 4,
+    "unipc:order=3": 5,
+    "deis": 4,
+    "lms": 5,
+    "plms": 5,
+}
+
+
+@pytest.mark.parametrize("line", FULL_HISTORY)
+def test_looking_back_costs_one_operation_an_evaluation(line: str) -> None:
+    sampler, schedule = make_sampler(line), stable_diffusion_schedule()
+    state, counts = sampler.init(X, make_grid("karras", schedule, 8)), []
+    while not state.done:
+        prediction = Prediction(state.x, state.level, X, EPSILON)
+        prediction.denoised, prediction.noise
+        with Count() as count:
+            state = sampler.tell(state, prediction, X)
+        counts.append(count.total)
+    assert counts[4:] == [FULL_HISTORY[line]] * 3 + [0]  # a corrector's differences are among them
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
 @pytest.mark.parametrize("name", OURS)
 def test_scheduler_step(name: str, kind: str) -> None:
@@ -71,7 +117,7 @@ def test_scheduler_step(name: str, kind: str) -> None:
     scheduler.set_timesteps(5)
     generators = [torch.Generator().manual_seed(s) for s in (1, 2)]
     x, conversion = X, 6  # denoised and noise: at most three operations each
-    noise = {"ddim": 0, "euler": 0, "heun": 0, "dpmpp-2m": 0}.get(name, 4)  # two draws, their join, a device move
+    noise = 4 if scheduler.sampler.stochastic else 0  # two draws, their join, a device move
     for i, t in enumerate(scheduler.timesteps):
         more = {} if name == "ddim" else {"generator": generators}
         with Count() as count:

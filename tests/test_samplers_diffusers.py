@@ -16,17 +16,18 @@ from torch import Tensor
 
 from pilotage import samplers
 from pilotage.errors import UsageError
+from pilotage.samplers import diffusers_schedulers
 from pilotage.samplers.diffusers_schedulers import PilotageScheduler
 from pilotage.samplers.stock import keeps_scaled
 
-OURS: dict[str, type[PilotageScheduler]] = {
-    "ddim": samplers.DDIM,
-    "euler": samplers.Euler,
-    "euler-ancestral": samplers.EulerAncestral,
-    "heun": samplers.Heun,
-    "dpmpp-2m": samplers.DPMPP2M,
-    "sde-dpmpp-2m": samplers.SDEDPMPP2M,
+CLASSES: dict[Any, type[PilotageScheduler]] = {
+    cls.sampler_class: cls
+    for cls in vars(diffusers_schedulers).values()
+    if isinstance(cls, type) and issubclass(cls, PilotageScheduler) and hasattr(cls, "sampler_class")
 }
+LOOP_ONLY = {"langevin"}  # its levels are the model's own, from which no pipeline starts
+LONGER = {"restart", "predictor-corrector"}  # more entries than the grid has steps: no whole number of them a step
+OURS = {name: CLASSES[spec.load()] for name, spec in samplers.SAMPLERS.items() if name not in LOOP_ONLY | LONGER}
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -47,6 +48,17 @@ def drive(scheduler: Any, x: Tensor = X, seeds: tuple[int, ...] = (1, 2), start:
         more = {"generator": generators} if "generator" in names else {}
         x = scheduler.step(output, t, x, **more, **keywords, return_dict=False)[0]
     return x
+
+
+def is_stochastic(cls: Any) -> bool:
+    return cls(**SD).sampler.stochastic
+
+
+def test_every_sampler_has_its_class() -> None:
+    wanted = {spec.load() for name, spec in samplers.SAMPLERS.items() if name not in LOOP_ONLY}
+    assert wanted == set(CLASSES) and len(wanted) == len(OURS) + len(LONGER)
+    for cls in CLASSES.values():
+        assert getattr(samplers, cls.__name__) is cls and cls.__module__ == "pilotage.samplers.diffusers_schedulers"
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -303,7 +315,7 @@ def test_a_row_has_its_own_generator(cls: Any) -> None:
     assert torch.allclose(together[:1], run(X[:1], (5,)), atol=1e-6)
     assert torch.allclose(together[1:], run(X[1:], (6,)), atol=1e-6)
     assert torch.equal(together, run(X, (5, 6)))  # no state is left between runs
-    stochastic = cls not in (samplers.Euler, samplers.Heun, samplers.DPMPP2M)
+    stochastic = is_stochastic(cls) or cls is samplers.DDIM
     assert torch.equal(together, run(X, (7, 8))) != stochastic
 
 
@@ -321,13 +333,18 @@ def test_eta_of_ddim_does_not_stay() -> None:
     assert torch.equal(drive(fixed, eta=0.0), noisy)  # pipelines always pass eta=0.0; the config's value holds
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "heun"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "dpmpp-3m", "heun"])
 def test_what_the_pipeline_does_to_x_between_steps_counts(name: str) -> None:
     # inpainting with a four-channel network pastes the noised picture outside the mask after every step
-    stock = {"ddim": D.DDIMScheduler, "dpmpp-2m": D.DPMSolverMultistepScheduler, "heun": D.HeunDiscreteScheduler}[name]
-    more = {"clip_sample": False} if name == "ddim" else {}
+    stock, more = {
+        "ddim": (D.DDIMScheduler, {"clip_sample": False}),
+        "dpmpp-2m": (D.DPMSolverMultistepScheduler, {}),
+        "dpmpp-3m": (D.DPMSolverMultistepScheduler, {"solver_order": 3, "lower_order_final": False}),
+        "heun": (D.HeunDiscreteScheduler, {}),
+    }[name]
+    ours = {"settings": {"third_order": "reference"}} if name == "dpmpp-3m" else {}
     mask, ends = (torch.arange(8) < 4).float(), []
-    for s in (OURS[name](**SD, timestep_spacing="trailing"), stock(**SD, **more, timestep_spacing="trailing")):
+    for s in (OURS[name](**SD, **ours, timestep_spacing="trailing"), stock(**SD, **more, timestep_spacing="trailing")):
         s.set_timesteps(5)
         x = X * (float(s.sigmas[0]) ** 2 + 1) ** 0.5 if keeps_scaled(s) else X
         for i, t in enumerate(s.timesteps):
@@ -352,7 +369,7 @@ def test_precision(cls: Any, dtype: torch.dtype) -> None:
 
     low = run(X.to(dtype))
     assert low.dtype == dtype
-    if cls in (samplers.EulerAncestral, samplers.SDEDPMPP2M) and dtype == torch.float64:
+    if is_stochastic(cls) and dtype == torch.float64:
         return  # float64 noise is another draw
     tolerance = {torch.float16: 3e-3, torch.bfloat16: 3e-2, torch.float64: 2e-6}[dtype]
     assert relative(low, run(X)) < tolerance
@@ -385,10 +402,18 @@ STOCK_TWINS = [  # the same method, run by stock on the same list of levels
     ("euler", samplers.Euler, D.EulerDiscreteScheduler, dict(timestep_spacing="leading")),
     ("heun", samplers.Heun, D.HeunDiscreteScheduler, dict(timestep_spacing="leading")),
     ("dpmpp-2m", samplers.DPMPP2M, D.DPMSolverMultistepScheduler, dict(timestep_spacing="trailing")),
+    ("unipc", samplers.UniPC, D.UniPCMultistepScheduler, dict(timestep_spacing="trailing")),
 ]
 VP_CASES = [name for name, build in tiny.CASES.items() if "Pipeline" in name and name not in (
     "StableDiffusion3Pipeline", "FluxPipeline", "ZImagePipeline")]  # fmt: skip
 FLOW_CASES = ["StableDiffusion3Pipeline", "FluxPipeline", "ZImagePipeline"]
+EVERYWHERE = ("ddim", "euler-ancestral", "heun", "dpmpp-2m", "sde-dpmpp-2m", "unipc")  # one of each kind of class
+RUNS = [
+    (case_name, name)
+    for case_name in [*VP_CASES, *FLOW_CASES]
+    for name in OURS
+    if name in EVERYWHERE or case_name == "FluxPipeline"  # and below in an image-to-image pipeline
+]
 
 
 @pytest.mark.parametrize(("name", "ours", "stock", "settings"), STOCK_TWINS, ids=[t[0] for t in STOCK_TWINS])
@@ -420,9 +445,8 @@ def test_flow_pipelines_agree_with_stock(case_name: str, cls: Any) -> None:
     assert relative(tiny.run(case), before) < 1e-4
 
 
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("case_name", [*VP_CASES, *FLOW_CASES])
-def test_every_class_runs_in_every_pipeline(case_name: str, name: str) -> None:
+@pytest.mark.parametrize(("case_name", "name"), RUNS)
+def test_every_class_runs_in_pipelines(case_name: str, name: str) -> None:
     case = tiny.CASES[case_name]()
     case.pipe.scheduler = OURS[name].from_config(case.pipe.scheduler.config)
     pictures = []
@@ -459,8 +483,9 @@ def test_sigmas_and_timesteps_of_a_pipeline_call() -> None:
     assert len(seen) == 3 and seen == sorted(seen, reverse=True)
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    ("name", "strength"), [*((name, 0.3) for name in OURS), *((name, s) for name in EVERYWHERE for s in (0.8, 1.0))]
+)
 def test_strength(name: str, strength: float) -> None:
     case = tiny.CASES["StableDiffusionImg2ImgPipeline"]()
     case.pipe.scheduler = OURS[name].from_config(case.pipe.scheduler.config)
@@ -469,4 +494,4 @@ def test_strength(name: str, strength: float) -> None:
     tiny.run(case, 10, strength=strength)
     hook.remove()
     steps = int(10 * strength)
-    assert len(calls) == (2 * steps - 1 if name == "heun" else steps)
+    assert len(calls) == case.pipe.scheduler.order * (steps - 1) + 1  # the step to clean data needs one

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ...samplers.prediction import Parameterization, Prediction, predicted_by, working_precision
 from ...samplers.schedule import Level, from_scheduler
+from ...samplers.scheduler import PilotageScheduler
 from ...samplers.stock import Call, calls_of, keeps_scaled
 from ..compose import parts_of
 from ..dialogue import Dialogue, Wanted, grad_mode
@@ -339,8 +340,13 @@ class Steering:
         if own.x is not dialogue.ctx.x:
             arguments["sample"] = tiled(self._to_state(own.x, call.level), copies).to(sample.dtype)
         if self.owner.noise is not None and self.takes_generator:
-            arguments["generator"] = self.owner.noise.generators("step", self.position or 0) * copies
-        if result.base is not None or own.x is not dialogue.ctx.x:
+            ours = isinstance(self.owner.scheduler, PilotageScheduler)  # draws once an outer step; stock, once a call
+            arguments["generator"] = (
+                self.owner.noise.generators("step", call.step if ours else self.position or 0) * copies
+            )
+        if result.base is not None:
+            self._rest_corrector()
+        if own.x is not dialogue.ctx.x:
             self._predict_only()
         out = stock(**arguments)
         before = out[0] if isinstance(out, tuple) else out.prev_sample
@@ -377,9 +383,16 @@ class Steering:
         return native if variance is None else torch.cat([native, variance], self.adapter.channel_axis)
 
     def _predict_only(self) -> None:
-        """A corrector (UniPC, SA) rebuilds the sample from its history, which would undo what the rule did to it."""
+        """A stock corrector (UniPC, SA) rebuilds the sample from its history, which would undo what the rule did to it;
+        ours adds to the sample."""
         if getattr(self.owner.scheduler, "last_sample", None) is not None:
             self.owner.scheduler.last_sample = None
+
+    def _rest_corrector(self) -> None:
+        """What a corrector knows does not hold for inconsistent predictions."""
+        self._predict_only()
+        if isinstance(self.owner.scheduler, PilotageScheduler):
+            self.owner.scheduler.rest_corrector()
 
     def _finished(self, x: Tensor, result: Prediction, ctx: Context, call: Call, copies: int) -> Tensor:
         """x at the end of an outer step: shifted by alpha' (denoised - base.denoised), then moved by the rule."""
@@ -387,14 +400,14 @@ class Steering:
             return x
         if result.base is not None:
             shift = tiled(result.denoised - result.base.denoised, copies).to(x.dtype)
-            x = torch.add(x, shift, alpha=1.0 if self.scaled else call.goal.alpha)
+            x = torch.add(x, shift, alpha=1.0 if self.scaled else call.shift)
         if self.owner.rule.moves:
             rows = working_precision(x[: x.shape[0] // copies])
-            at = rows * call.goal.alpha if self.scaled else rows
-            ended = replace(ctx, x=at, level=call.goal, memory=self.memory.after(ctx).later)
+            at = rows * call.end.alpha if self.scaled else rows
+            ended = replace(ctx, x=at, level=call.end, memory=self.memory.after(ctx).later)
             moved = self.owner.rule.after(ended, at)
             if moved is not at:
-                x = tiled(self._to_state(moved, call.goal), copies).to(x.dtype)
+                x = tiled(self._to_state(moved, call.end), copies).to(x.dtype)
         return x
 
     def _to_state(self, x: Tensor, level: Level) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from .. import embedded, world
 from . import common
@@ -25,7 +26,7 @@ def run(work: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMPP2M.from_config(pipe.scheduler.config)
     captions = list(world.captions(range(PROMPTS), "train"))
-    call = {
+    call: dict[str, Any] = {
         "batch_size": PROMPTS,
         "num_inference_steps": STEPS,
         "latents": SeededNoise(range(PROMPTS)).initial((4, 8, 8)),

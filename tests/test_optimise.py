@@ -116,6 +116,19 @@ def test_checkpoints_hold_one_x_a_step() -> None:
     assert held("steps", 8) < 8 * 10 * NOISE.numel()
 
 
+@pytest.mark.parametrize("sampler", ["edict", "bdia"])
+def test_steps_that_can_be_undone_keep_nothing(sampler: str) -> None:
+    """DOODL as in its paper: the gradient of EDICT's steps, in the memory of one."""
+    found = {}
+    for remember in ("all", "steps", "nothing"):
+        problem = Problem(ellipse(VP), square, sampler=sampler, steps=6, remember=remember)
+        found[remember] = problem.look(NOISE, problem.run).gradient
+    for remember in ("steps", "nothing"):
+        assert (found[remember] - found["all"]).abs().max() < 1e-11 * found["all"].abs().max()
+    best = DOODL(iterations=5).optimise(problem, NOISE)
+    assert (best.loss < best.history[0]).all()
+
+
 def test_stochastic_runs_are_functions_of_their_seeds() -> None:
     problem = Problem(ellipse(VP), square, sampler="sde-dpmpp-2m", steps=6, noise=SeededNoise([1, 2, 3]))
     look = problem.look(NOISE, problem.run)
@@ -425,7 +438,9 @@ def test_the_registry_and_what_is_refused() -> None:
         (lambda: ReNO(clip=-1.0), "must not be negative"),
         (lambda: FlowGrad(weight=float("nan")), "must not be negative"),
         (lambda: Problem(line(), ""), "needs a loss"),
-        (lambda: Problem(line(), square, remember="none"), "steps or all"),
+        (lambda: Problem(line(), square, remember="none"), "steps, all or nothing"),
+        (lambda: DFlow(2).optimise(Problem(line(), square, remember="nothing"), NOISE), "cannot be undone"),
+        (lambda: FlowGrad(2).optimise(Problem(line(), square, sampler="bdia"), NOISE), "controls between"),
         (lambda: Problem(line(), "colour", "red", grid="flow").losses(NOISE), "pass decode="),
         (lambda: DFlow(2).optimise(Problem(line(), lambda z: z.mean(), grid="flow"), NOISE), "one number a row"),
         (lambda: DFlow(2).optimise(Problem(line(), lambda z: z.detach().sum(1), grid="flow"), NOISE), "no gradient"),

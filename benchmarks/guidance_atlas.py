@@ -23,7 +23,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from embedded_rules import REFERENCE, RESULTS, generate, hits_of, measure
+from embedded_rules import REFERENCE, RESULTS, colours, generate, hits_of, measure
 
 from pilotage import guidance, samplers
 from pilotage.evaluation import paired_difference
@@ -64,30 +64,30 @@ FAMILIES: dict[str, tuple[Curve, ...]] = {
         Curve("CFG + interval", "cfg:scale={} + interval:low=0.6,high=5", (2, 3, 5, 8)),
         Curve("CFG + adaptive", "cfg:scale={} + adaptive", (2, 3, 5, 8)),
         Curve("CFG + rescale", "cfg:scale={} + rescale:phi=0.7", (3, 5, 8)),
-        Curve("CFG + schedule", "cfg:scale={} + schedule:shape=cosine", (2, 3, 5, 8)),
-        Curve("CFG + threshold", "cfg:scale={} + threshold:mimic_scale=2", (3, 5, 8)),
+        Curve("CFG + schedule", "cfg:scale={} + schedule:shape=cosine", (3, 5, 8)),
+        Curve("CFG + threshold", "cfg:scale={} + threshold:mimic_scale=2", (3, 8)),
         Curve("CFG + CADS", "cfg:scale=3 + cads:noise={}", (0.1, 0.25, 0.5)),
-        Curve("CFG + HiGS", "cfg:scale=2 + higs:weight={}", (0.5, 1, 2)),
-        Curve("ICG", "cfg:scale={} + icg", (2, 3, 5)),
-        Curve("CFG + sliding window", "cfg:scale=3 + sliding-window:size={}", (1, 2, 4)),
+        Curve("CFG + HiGS", "cfg:scale=2 + higs:weight={}", (0.5, 1)),
+        Curve("ICG", "cfg:scale={} + icg", (2, 3)),
+        Curve("CFG + sliding window", "cfg:scale=3 + sliding-window:size={}", (1, 4)),
     ),
     "attention": (
         Curve("CFG", "cfg:scale={}", (1, 1.5, 2, 3, 5, 8)),
-        Curve("PAG", "pag:weight={}", (0.5, 1, 2, 4)),
-        Curve("SEG", "seg:weight={}", (0.5, 1, 2, 4)),
-        Curve("SLG", "slg:weight={}", (0.25, 0.5, 1, 2)),
-        Curve("TPG", "tpg:weight={}", (0.25, 0.5, 1, 2)),
-        Curve("TSG", "tsg:weight={}", (0.5, 1, 2, 4)),
-        Curve("CFG + SAG", "cfg:scale=2 + sag:weight={}", (0.25, 0.5, 1)),
-        Curve("CFG + PAG", "cfg:scale=2 + pag:weight={}", (0.5, 1, 2)),
+        Curve("PAG", "pag:weight={}", (0.5, 1, 2)),
+        Curve("SEG", "seg:weight={}", (0.5, 1, 2)),
+        Curve("SLG", "slg:weight={}", (0.25, 0.5, 1)),
+        Curve("TPG", "tpg:weight={}", (0.25, 0.5, 1)),
+        Curve("TSG", "tsg:weight={}", (1, 2)),
+        Curve("CFG + SAG", "cfg:scale=2 + sag:weight={}", (0.25, 0.5)),
+        Curve("CFG + PAG", "cfg:scale=2 + pag:weight={}", (0.5, 1)),
     ),
     "classifier": (
         Curve("CFG", "cfg:scale={}", (1, 1.5, 2, 3, 5, 8)),
         Curve("GFCG (reconstruction)", "gfcg-reconstruction:scale={}", (2, 3, 5)),
-        Curve("GFCG with autoguidance", "gfcg-reconstruction:form=autoguidance,scale={}", (2, 3, 4)),
+        Curve("GFCG with autoguidance", "gfcg-reconstruction:form=autoguidance,scale={}", (2, 3)),
         Curve("autoguidance", "autoguidance:scale={}", (1.5, 2, 3, 4)),
-        Curve("EluCD", "elucd:weight={}", (0.5, 1, 3)),
-        Curve("classifier", "classifier:weight={}", (1, 3, 6)),
+        Curve("EluCD", "elucd:weight={}", (1, 3)),
+        Curve("classifier", "classifier:weight={}", (1, 3)),
     ),
 }
 # Why the others are not here.
@@ -194,7 +194,10 @@ def write(choice: argparse.Namespace, results: dict[str, dict[str, Any]]) -> Non
             "rows": [row(results[line], results[BASE]) for line in lines],
         })  # fmt: skip
     template = jinja2.Template(Path(__file__).with_suffix(".md.j2").read_text(), trim_blocks=True, lstrip_blocks=True)
-    text = template.render(pages=pages, elsewhere=ELSEWHERE, base=BASE, count=choice.count, budget=choice.budget)
+    real = colours(world.pictures(range(REFERENCE, REFERENCE + 2000), "test", 32))
+    text = template.render(
+        pages=pages, elsewhere=ELSEWHERE, base=BASE, count=choice.count, budget=choice.budget, real=real
+    )
     (DOCS / "guidance-atlas.md").write_text(text.rstrip() + "\n")
 
 

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..version import __version__
-from . import compare, demo, doctor, explain, fit_linear_ag, generate, list, rerun, score
+from . import compare, demo, doctor, explain, fit_grid, fit_linear_ag, generate, invert, list, rerun, score
 from .console import say_error
 
 app = typer.Typer(
@@ -22,10 +22,12 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(rerun.rerun)
+app.command()(invert.invert)
 app.command()(compare.compare)
 app.command()(score.score)
 app.command("list")(list.list_)
 app.command()(explain.explain)
+app.command("fit-grid")(fit_grid.fit_grid)
 app.command("fit-linear-ag")(fit_linear_ag.fit_linear_ag)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

@@ -16,7 +16,8 @@ from .schedule import Level, NoiseSchedule
 class Denoiser(Protocol):
     """A diffusers model, an exact Gaussian mixture, a student and a guided model are all denoisers."""
 
-    schedule: NoiseSchedule
+    @property
+    def schedule(self) -> NoiseSchedule: ...
 
     def __call__(self, x: Tensor, level: Level, condition: Any = None) -> Prediction:
         """x: (B, ...) at `level`. condition: whatever the network takes, with leading size B."""

@@ -13,6 +13,7 @@ from pilotage.registry import everything
 from pilotage.samplers import SAMPLERS, Sampler, make_sampler
 from pilotage.samplers.denoiser import ExactDenoiser
 from pilotage.samplers.schedule import Level
+from pilotage.samplers.table import PLACE, document
 
 DETERMINISTIC = {
     "ddim": {},
@@ -192,3 +193,7 @@ def test_the_reference_is_a_solution() -> None:
     while not state.done:
         state = sampler.tell(state, denoiser(state.x, state.level))
     assert float((state.x[0] - exact_u(START["ve"], LAST)).norm()) < 1e-5
+
+
+def test_the_page_of_samplers_is_up_to_date() -> None:
+    assert PLACE.read_text(encoding="utf-8") == document(), "run python -m pilotage.samplers.table"

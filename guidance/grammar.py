@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UsageError, nearest
+from ..errors import UsageError
 from ..grammar import name_and_settings, pieces_of, spelled
-from ..registry import lookup
+from ..registry import check_settings, lookup
 from .compose import compose, parts_of
 from .reduce import Axes
 from .registry import RULES
@@ -39,9 +39,8 @@ def make(name: str, **settings: Any) -> Rule:
     """A rule by its registry name and settings."""
     spec = lookup("guidance", RULES, name, "guidance rule")
     known, lists = spec.defaults, _lists(spec.load())
+    check_settings(name, settings, known)
     for key, value in settings.items():
-        if key not in known:
-            raise UsageError(f"{name} has no setting {key!r}: {nearest(key, known) if known else 'it has none'}")
         settings[key] = _checked(name, key, value, known[key], key in lists)
     return spec.load()(**settings)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from .errors import UsageError, nearest
+from .grammar import name_and_settings
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,20 @@ def lookup(group: str, own: Mapping[str, Spec], name: str, what: str | None = No
         known = everything(group, own)
         raise UsageError(f"unknown {what or group} {name!r}: {nearest(name, known)}")
     return spec
+
+
+def check_settings(name: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
+    """UsageError for a setting that `name` does not have, with the nearest ones."""
+    names = list(known)
+    for key in settings:
+        if key not in names:
+            raise UsageError(f"{name} has no setting {key!r}: {nearest(key, names) if names else 'it has none'}")
+
+
+def make(group: str, own: Mapping[str, Spec], line: str, what: str, **settings: Any) -> Any:
+    """What a line describes, "heun:churn=40,high=50", with further settings. Raises UsageError for unknown ones."""
+    name, written = name_and_settings(line)
+    spec = lookup(group, own, name, what)
+    settings = {**written, **settings}
+    check_settings(name, settings, spec.defaults)
+    return spec.load()(**settings)

@@ -21,7 +21,7 @@ import torch
 
 from ..errors import UsageError, nearest
 from ..grammar import name_and_settings, pieces_of
-from ..registry import Spec, everything, lookup
+from ..registry import Spec, check_settings, everything, lookup
 from .align_your_steps import TABLES, aligned_rhos
 from .grid_wrappers import WRAPPERS, Grid, decreasing
 from .incomplete_beta import beta_quantile
@@ -224,11 +224,7 @@ def _bound(group: str, known: dict[str, Spec], piece: str, more: dict[str, Any])
     make = spec.load()
     given = 2 if group == "grids" else 3  # (schedule, steps), or (inner, schedule, steps)
     takes = dict([*inspect.signature(make).parameters.items()][given:])
-    for key in settings:
-        if key not in takes:
-            raise UsageError(
-                f"the {name} grid has no setting {key!r}: {nearest(key, takes) if takes else 'it has none'}"
-            )
+    check_settings(f"the {name} grid", settings, takes)
     for key, parameter in takes.items():
         if parameter.default is parameter.empty and key not in settings:
             raise UsageError(f"the {name} grid needs a setting {key}=; see pilotage list grids")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grammar import name_and_settings
-from ..registry import Spec, lookup
+from ..registry import Spec, make
 from .ddim import DDIMSampler
 from .ddpm import DDPMSampler
 from .deis import DEISSampler, LMSSampler
@@ -24,7 +23,7 @@ from .lcm import LCMSampler
 from .plms import PLMSSampler
 from .predictor_corrector import PredictorCorrectorSampler
 from .restart import RestartSampler
-from .sampler import Sampler, configured
+from .sampler import Sampler
 from .sde_dpmpp_1 import SDEDPMPP1Sampler
 from .tcd import TCDSampler
 from .ucgm import UCGMSampler
@@ -178,5 +177,5 @@ def make_sampler(sampler: str | Sampler, **settings: Any) -> Sampler:
     """A sampler by name, with settings here or in the line ("heun:churn=40,high=50"), or the given one."""
     if isinstance(sampler, Sampler):
         return sampler
-    name, written = name_and_settings(sampler)
-    return configured(lookup("samplers", SAMPLERS, name, "sampler").load(), {**written, **settings})
+    made: Sampler = make("samplers", SAMPLERS, sampler, "sampler", **settings)
+    return made

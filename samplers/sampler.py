@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import UsageError, nearest
+from ..errors import UsageError
+from ..registry import check_settings
 from .prediction import Prediction
 from .schedule import Level, NoiseSchedule
 
@@ -158,12 +159,8 @@ def rises(state: State) -> tuple[float, float] | None:
 
 
 def configured(cls: type[Sampler], settings: Mapping[str, Any]) -> Sampler:
-    """A sampler with settings by name; a UsageError names an unknown one's nearest."""
-    known: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
-    for name in settings:
-        if name not in known:
-            what = nearest(name, known) if known else "it has none"
-            raise UsageError(f"{cls.__name__} has no setting {name!r}: {what}")
+    """A sampler with settings by name. Raises UsageError for unknown ones."""
+    check_settings(cls.__name__, settings, (field.name for field in fields(cls)) if is_dataclass(cls) else ())
     return cls(**settings)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import UsageError, nearest
-from ...registry import Spec, lookup
+from ...registry import Spec, make
 from .dflow import DFlow
 from .doodl import DOODL
 from .driver import Optimiser
@@ -49,10 +48,6 @@ OPTIMISERS: dict[str, Spec] = {
 
 
 def make_optimiser(name: str, **settings: Any) -> Optimiser:
-    """An optimiser by name and settings."""
-    spec = lookup("optimisers", OPTIMISERS, name, "optimiser")
-    for key in settings:
-        if key not in spec.defaults:
-            raise UsageError(f"{name} has no setting {key!r}: {nearest(key, spec.defaults)}")
-    made: Optimiser = spec.load()(**settings)
+    """An optimiser by name, with settings here or in the line."""
+    made: Optimiser = make("optimisers", OPTIMISERS, name, "optimiser", **settings)
     return made

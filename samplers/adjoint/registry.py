@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import UsageError, nearest
-from ...grammar import name_and_settings
-from ...registry import Spec, lookup
+from ...registry import Spec, make
 from .adjoint_deis import AdjointDEIS
 from .checkpoint import Checkpoint
 from .continuous import Continuous
@@ -56,12 +54,5 @@ def make_method(method: str | Method, **settings: Any) -> Method:
     """A method by name, with settings here or in the line ("adjoint-deis:order=2"), or the given one."""
     if isinstance(method, Method):
         return method
-    name, written = name_and_settings(method)
-    spec = lookup("adjoints", METHODS, name, "adjoint method")
-    settings = {**written, **settings}
-    for key in settings:
-        if key not in spec.defaults:
-            what = nearest(key, spec.defaults) if spec.defaults else "it has none"
-            raise UsageError(f"{name} has no setting {key!r}: {what}")
-    made: Method = spec.load()(**settings)
+    made: Method = make("adjoints", METHODS, method, "adjoint method", **settings)
     return made

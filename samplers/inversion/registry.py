@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import UsageError, nearest
-from ...grammar import name_and_settings
-from ...registry import Spec, lookup
+from ...registry import Spec, make
 from .bdia import BDIA
 from .edict import EDICT
 from .fixed_point import FixedPoint
@@ -65,12 +63,5 @@ def make_inversion(method: str | ReversibleStep, **settings: Any) -> ReversibleS
     """A method by name, with settings here or in the line ("fixed-point:iterations=5,anderson=3"), or the given one."""
     if isinstance(method, ReversibleStep):
         return method
-    name, written = name_and_settings(method)
-    spec = lookup("inversions", INVERSIONS, name, "inversion")
-    settings = {**written, **settings}
-    for key in settings:
-        if key not in spec.defaults:
-            what = nearest(key, spec.defaults) if spec.defaults else "it has none"
-            raise UsageError(f"{name} has no setting {key!r}: {what}")
-    made: ReversibleStep = spec.load()(**settings)
+    made: ReversibleStep = make("inversions", INVERSIONS, method, "inversion", **settings)
     return made

@@ -32,6 +32,7 @@ from pilotage.zoo import embedded, world
 
 DOCS = RESULTS.parent
 BASE = "cfg:scale=3"
+LEAST = 0.7  # adherence from which on a point is drawn; the tables have all
 
 
 @dataclass(frozen=True)
@@ -148,21 +149,31 @@ def brief(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(family: str, results: dict[str, dict[str, Any]]) -> Path:
-    """Adherence against distance, coverage and saturation; a curve a rule, a point a value of its knob."""
+    """Adherence against distance, coverage and contrast; a curve a rule, a point a value of its knob. The cross is the
+    95 % interval of CFG at 3, much the same for every point."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.6))
-    panels = (("frechet", "Fréchet distance (lower is better)"), ("coverage", "coverage"), ("saturation", "saturation"))
+    panels = (("frechet", "Fréchet distance (lower is better)"), ("coverage", "coverage"), ("contrast", "contrast"))
     for axis, (name, label) in zip(axes, panels, strict=True):
+        shown = [results[line] for curve in FAMILIES[family] for line in curve.lines()]
+        shown = [r for r in shown if hits_of(r).mean() >= LEAST]
         for curve in FAMILIES[family]:
             rows = [results[line] for line in curve.lines()]
             style = {"color": "black", "lw": 2} if curve.name == "CFG" else {"lw": 1.2}
             axis.plot([hits_of(r).mean() for r in rows], [r[name] for r in rows], "o-", ms=4, label=curve.name, **style)
-        axis.set(xlabel="adherence", ylabel=label)
+        base = results[BASE]
+        low, high = wilson(int(hits_of(base).sum()), len(base["hits"]))
+        tall = np.diff(base["frechet_interval"])[0] / 2 if name == "frechet" else base["spread"][name]
+        axis.errorbar(hits_of(base).mean(), base[name], tall, (high - low) / 2, color="black", alpha=0.35, lw=1)
+        least, most = min(r[name] for r in shown), max(r[name] for r in shown)
+        axis.set(xlabel="adherence", ylabel=label, xlim=(LEAST, 0.93))
+        axis.set_ylim(least - 0.08 * (most - least), most + 0.08 * (most - least))
         axis.grid(alpha=0.25)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize=8, frameon=False, loc="center right")
+    figure.tight_layout(rect=(0, 0, 0.87, 1))
     path = DOCS / "pictures" / f"atlas-{family}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -244,7 +244,7 @@ def declared(name: str) -> int:
     if name in world.MODIFIER_NAMES and not re.match(r"\d+M, then", cost):
         assert re.search(r"^\(?(k x )?(as )?the rule|^\(?as the rule|^\+ |outside the window|on average", cost), cost
         return AS_THE_RULE + (AS_THE_RULE if "+ the rule" in cost else 0)
-    if "negative= embeddings" in cost:
+    if "with negative=" in cost:
         return int(re.search(r"else (\d+)M", cost)[1])  # type: ignore[index]
     more = re.search(r"\+ (\d+)M? (an iteration|a negative|a prompt|a concept|of the weak network)", cost)
     times = 3 if more and more[2] == "an iteration" else 1

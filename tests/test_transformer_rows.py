@@ -46,7 +46,8 @@ def test_later_rounds_and_single_rows_get_the_arguments_of_their_branch(name: st
     """All that has a row a sample is picked, time and x are put where the network looks for them, and the answer is
     read as it was."""
     case = ALL[name]()
-    with attach(case.pipe, Again()) as attached:
+    known = ADAPTERS[type(case.pipe).__name__].branches  # distilled ones have no null branch
+    with attach(case.pipe, Again(tuple(b for b in ("cond", "uncond") if b in known))) as attached:
         run(case, 2)
     assert attached.evaluations["cond"] >= 2 * len(case.seeds)
 

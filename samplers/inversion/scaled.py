@@ -5,7 +5,8 @@
 
 Where noise prevails the clean estimate hardly depends on x, and where data prevail the noise estimate hardly does; each
 line is used where it is the tame one. Two copies that are coupled drift apart under the other: on the embedded model
-in 25 steps McCallum-Foster and reversible Heun undo their steps to 4e-6 this way, to 2e-4 in noise alone.
+in 25 steps McCallum-Foster and reversible Heun undo their steps to 4e-6 this way, with noise alone to 2e-4 and 1e-4
+(benchmarks/inversion_round_trip.py has the first figures).
 """
 
 from __future__ import annotations

@@ -34,11 +34,7 @@ SAMPLER_ALIASES = (
     Alias("Heun", "heun", "heun"),
     Alias("LMS", "lms", "lms"),
     Alias("PLMS", "", "plms"),
-    Alias("DPM2", "dpm_2", "dpm-2"),
-    Alias("DPM2 a", "dpm_2_ancestral", "dpm-2-ancestral"),
-    Alias("DPM++ 2S a", "dpmpp_2s_ancestral", "dpmpp-2s-ancestral"),
     Alias("DPM++ 2M", "dpmpp_2m", "dpmpp-2m"),
-    Alias("DPM++ SDE", "dpmpp_sde", "sde-dpmpp-2s"),
     Alias("DPM++ 2M SDE", "dpmpp_2m_sde", "sde-dpmpp-2m"),
     Alias("DPM++ 3M SDE", "dpmpp_3m_sde", "sde-dpmpp-3m"),
     Alias("DDIM", "ddim", "ddim"),
@@ -46,7 +42,6 @@ SAMPLER_ALIASES = (
     Alias("UniPC", "uni_pc", "unipc"),
     Alias("DEIS", "deis", "deis"),
     Alias("ER SDE", "er_sde", "er-sde"),
-    Alias("SA Solver", "sa_solver", "sa-solver"),
     Alias("LCM", "lcm", "lcm"),
     Alias("Restart", "", "restart"),
 )
@@ -69,7 +64,7 @@ def resolved(name: str) -> tuple[str, str | None] | None:
     if plain in everything("samplers", SAMPLERS):
         return None
     words = _plain(plain)
-    for sampler in _known():
+    for sampler in SAMPLER_ALIASES:
         for spelled in _spellings(sampler):
             if words == spelled:
                 return sampler.line + colon + settings, None
@@ -98,13 +93,15 @@ def refuse_unknown(name: str) -> None:
     ours = everything("samplers", SAMPLERS)
     if plain in ours or plain == "stock" or resolved(plain):
         return
-    lower = {n.lower(): n for n in (*_every_web_name(), *(alias.comfy for alias in _known() if alias.comfy), *ours)}
+    lower = {
+        n.lower(): n for n in (*_every_web_name(), *(alias.comfy for alias in SAMPLER_ALIASES if alias.comfy), *ours)
+    }
     raise UsageError(f"unknown sampler {plain!r}: {_cased(nearest(plain.lower(), lower), lower)}")
 
 
 def sampler_rows() -> list[list[str]]:
-    """(name in the web UI, in ComfyUI, our sampler) of those that there are, for a table."""
-    return [[alias.web, alias.comfy, alias.line] for alias in _known()]
+    """(name in the web UI, in ComfyUI, our sampler) for a table."""
+    return [[alias.web, alias.comfy, alias.line] for alias in SAMPLER_ALIASES]
 
 
 def grid_rows() -> list[list[str]]:
@@ -112,13 +109,8 @@ def grid_rows() -> list[list[str]]:
     return [[alias.web, alias.comfy, alias.line] for alias in GRID_ALIASES]
 
 
-def _known() -> tuple[Alias, ...]:
-    ours = everything("samplers", SAMPLERS)
-    return tuple(alias for alias in SAMPLER_ALIASES if alias.line in ours)
-
-
 def _every_web_name() -> Iterable[str]:
-    for alias in _known():
+    for alias in SAMPLER_ALIASES:
         yield alias.web
         yield from (f"{alias.web} {grid.web}" for grid in GRID_ALIASES)
 

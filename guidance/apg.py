@@ -23,7 +23,8 @@ class APG(Rule):
     scale: 1 is off. eta: weight of the parallel part (1 is plain CFG, 0 the paper's choice; it mostly saturates).
     norm_threshold: cap on the norm of the difference, 0 for none; it grows with sqrt(C H W) and with the latents'
     scaling, so it belongs to a model and a size. momentum: weight of the previous steps' average, below 0 in the
-    paper, 0 for none. With eta=1, norm_threshold=0, momentum=0 it is CFG.
+    paper, 0 for none; without a cap a negative one is unstable at high scales (`calibrate_apg` measures a cap). With
+    eta=1, norm_threshold=0, momentum=0 it is CFG.
     relative_threshold: in place of norm_threshold, the cap in units of the square root of the number of entries, which
     bears another size. axes: over which the norms and the projection are taken, counted as in the latents of the
     pipeline, the batch being 0; () is all of a sample, (1,) the time of audio latents (B, T, C), (2, 3) each channel of
@@ -42,7 +43,10 @@ class APG(Rule):
 
     def __post_init__(self) -> None:
         if self.norm_threshold > 0 and self.relative_threshold > 0:
-            raise UsageError("apg has two caps; give norm_threshold or relative_threshold, and leave the other at 0")
+            raise UsageError(
+                f"apg has two caps, norm_threshold={self.norm_threshold:g} (a model may bring its own) and "
+                f"relative_threshold={self.relative_threshold:g}; write norm_threshold=0 or relative_threshold=0"
+            )
         if len(set(self.axes)) < len(self.axes) or not all(isinstance(a, int) and a > 0 for a in self.axes):
             raise UsageError(
                 f"apg:axes={list(self.axes)} are not axes of a sample; count from 1, each once, as in [2,3]"

@@ -98,8 +98,9 @@ RULES: dict[str, Spec] = {
         ("uncond",),
         {"scale": 1.0},
         "denoised",
-        "Bears higher scales than CFG. eta=1, norm_threshold=0, momentum=0 is CFG. norm_threshold belongs to a model "
-        "and a size; 0 switches it off. axes=[1] is for audio latents (B, T, C).",
+        "Bears higher scales than CFG once it has a cap: without one its negative momentum is unstable there. eta=1, "
+        "norm_threshold=0, momentum=0 is CFG. norm_threshold belongs to a model and a size (Python: calibrate_apg). "
+        "axes=[1] is for audio latents (B, T, C).",
         models="with a null branch",
         limits={
             "scale": "1 is off and evaluates one branch; 0 is the unconditional prediction; a tuple gives one a row",

@@ -281,7 +281,7 @@ def test_a_picture_does_not_depend_on_its_batch(name: str) -> None:
 MORE = ["heun:churn=3", "unipc:order=3", "dpmpp-3m:start=single", "er-sde:order=2", "restart:low=1,high=3"]
 # langevin makes 100 evaluations a level; six steps have no level for the default restart
 OWN = [name for name in [*samplers.SAMPLERS, *MORE] if name not in ("langevin", "restart")]
-RULE_LINES = ["apg:scale=6", "cfg++:scale=4", "cfg:scale=5 + adaptive:threshold=0.99 + rescale"]
+RULE_LINES = ["apg:scale=6", "cfg++:lam=0.6", "cfg:scale=5 + adaptive:threshold=0.99 + rescale"]
 
 
 @pytest.mark.parametrize("name", OWN)

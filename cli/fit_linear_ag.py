@@ -42,6 +42,8 @@ def fit_linear_ag(
     spec = given.resolve(RunSpec)
     if spec.output:
         raise UsageError("fit-linear-ag makes no run folder; say where the coefficients go with --file")
+    if spec.teleport:
+        raise UsageError("coefficients are fitted to whole runs; leave teleport out")
     if given.dry_run:
         print(spec.as_yaml(), end="")
         return

@@ -10,7 +10,21 @@ import typer
 
 from ..errors import UsageError
 from ..version import __version__
-from . import compare, demo, doctor, explain, fit_grid, fit_linear_ag, generate, invert, list, rerun, score
+from . import (
+    compare,
+    demo,
+    doctor,
+    explain,
+    fit_grid,
+    fit_linear_ag,
+    fit_teleport,
+    generate,
+    invert,
+    list,
+    rerun,
+    score,
+    stats,
+)
 from .console import say_error
 
 app = typer.Typer(
@@ -29,6 +43,7 @@ app.command("list")(list.list_)
 app.command()(explain.explain)
 app.command("fit-grid")(fit_grid.fit_grid)
 app.command("fit-linear-ag")(fit_linear_ag.fit_linear_ag)
+app.command("fit-teleport")(fit_teleport.fit_teleport)
 app.command()(doctor.doctor)
 app.command()(demo.demo)
 

@@ -80,6 +80,9 @@ def _declared(
     ] = None,
     grid: Annotated[str | None, typer.Option(help="One of `pilotage list grids`.", rich_help_panel=_HOW)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", rich_help_panel=_HOW)] = None,
+    teleport: Annotated[
+        str | None, typer.Option(help="Leave the first steps out: a file of fit-teleport.", rich_help_panel=_HOW)
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The run folder; below runs/ without it.", rich_help_panel=_WHERE),

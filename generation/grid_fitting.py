@@ -54,7 +54,7 @@ class Latents:
             on, needs = self.adapter.on_settings, self.rule.needs
             arguments = call_arguments(self.spec, self.pipe, on, needs, prompts, seeds, inputs)
             arguments |= {"num_inference_steps": len(levels) - 1, "output_type": "latent"}
-            self.scheduler.set_timesteps = _always(self.scheduler, levels)
+            self.scheduler.set_timesteps = fixed_levels(self.scheduler, levels)
             self.pipe.scheduler = self.scheduler
             with attach(self.pipe, self.rule, self.networks, seeds=list(seeds)):
                 found.append(self.pipe(**arguments).images)
@@ -62,7 +62,7 @@ class Latents:
         return torch.cat(found)
 
 
-def _always(scheduler: Any, levels: Levels) -> Callable[..., None]:
+def fixed_levels(scheduler: Any, levels: Levels) -> Callable[..., None]:
     """A `set_timesteps` that takes these levels, whatever the pipeline asks for."""
 
     def set_timesteps(num_inference_steps: Any = None, device: Any = None, **other: Any) -> None:
@@ -90,8 +90,8 @@ def fit_grid_of(
 
     if spec.sampler == "stock" or make_sampler(spec.sampler).stochastic:
         raise UsageError("a grid is fitted to one of our samplers without fresh noise, such as dpmpp-2m")
-    if spec.image:
-        raise UsageError("a grid is fitted to whole runs, not to ones that start from a picture; leave image out")
+    if spec.image or spec.teleport:
+        raise UsageError("a grid is fitted to whole runs; leave image and teleport out")
     pictures = spec.pictures()
     checked = pictures[3::4] or pictures
     runs = Latents(spec, model, [p for i, p in enumerate(pictures) if i % 4 != 3])

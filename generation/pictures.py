@@ -73,6 +73,7 @@ class Generation:
         from ..guidance.pipelines import adapter_of
         from .models import key_of, open_model
         from .scheduling import scheduler_for
+        from .teleporting import Teleport
 
         self.spec, self.watch, self.fill = spec, watch, fill
         self.wanted = list(enumerate(spec.pictures()))
@@ -87,6 +88,7 @@ class Generation:
         self.adapter = adapter_of(self.pipe)
         self.networks = self.model.networks(spec, self.rule.needs)
         self.scheduler = scheduler_for(spec, self.model.scheduler)
+        self.teleport = Teleport(spec, self.pipe, self.scheduler) if spec.teleport else None
         self.pipe.scheduler = self.scheduler
         self._attached([0]).__enter__().__exit__(None, None, None)  # refuses what cannot work, before anything is made
 
@@ -137,6 +139,8 @@ class Generation:
     def _arguments(self, prompts: Any, seeds: Any) -> dict[str, Any]:
         on, needs = self.adapter.on_settings, self.rule.needs
         arguments = call_arguments(self.spec, self.pipe, on, needs, prompts, seeds, self.inputs)
+        if self.teleport is not None:
+            arguments["latents"] = self.teleport.latents(seeds)
         return self._with_steps(arguments)
 
     def _with_steps(self, arguments: dict[str, Any]) -> dict[str, Any]:

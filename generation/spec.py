@@ -91,6 +91,7 @@ class RunSpec(BaseModel):
     sampler: Annotated[str, BeforeValidator(_as_sampler)] = "dpmpp-2m"
     grid: Annotated[str | None, BeforeValidator(_as_grid)] = None
     steps: int = Field(30, ge=1, le=10_000)
+    teleport: str | None = Field(None, description="leave the first steps out: a file of pilotage fit-teleport")
     call: dict[str, Any] = Field(default_factory=dict, description="further arguments of the pipeline's own call")
     # where, and in what portions
     batch_size: int = Field(8, ge=1, le=65_536)
@@ -134,6 +135,8 @@ class RunSpec(BaseModel):
             raise UsageError("a mask needs the picture it belongs to; give image as well")
         if self.image and int(self.steps * self.strength) < 1:
             raise UsageError(f"strength {self.strength} of {self.steps} steps is no step at all; raise one of them")
+        if self.teleport and (self.image or self.sampler == "stock"):
+            raise UsageError("teleport moves whole runs of one of our samplers; leave image out, and the stock sampler")
         if self.paired and len(self.prompts) not in (0, len(self.seeds)):
             raise UsageError(f"paired needs as many seeds as prompts, not {len(self.seeds)} and {len(self.prompts)}")
         return self

@@ -32,8 +32,14 @@ SAMPLER_ALIASES = (
     Alias("Euler", "euler", "euler"),
     Alias("Euler a", "euler_ancestral", "euler-ancestral"),
     Alias("Heun", "heun", "heun"),
+    Alias("DPM2", "dpm_2", "dpm2"),
+    Alias("DPM2 a", "dpm_2_ancestral", "dpm2-ancestral"),
     Alias("LMS", "lms", "lms"),
     Alias("PLMS", "", "plms"),
+    Alias("DPM++ 2S a", "dpmpp_2s_ancestral", "dpmpp-2s-ancestral"),
+    # k-diffusion's sample_dpmpp_sde, which takes noise; diffusers' own list of names has the noiseless
+    # DPMSolverSinglestepScheduler here, and the method itself under DPMSolverSDEScheduler
+    Alias("DPM++ SDE", "dpmpp_sde", "sde-dpmpp-2s"),
     Alias("DPM++ 2M", "dpmpp_2m", "dpmpp-2m"),
     Alias("DPM++ 2M SDE", "dpmpp_2m_sde", "sde-dpmpp-2m"),
     Alias("DPM++ 3M SDE", "dpmpp_3m_sde", "sde-dpmpp-3m"),

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffusers import SchedulerMixin  # noqa: F401 (a loading pipeline looks for it in the module of its scheduler)
+from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from ..errors import UsageError
 from .ddim import DDIMSampler
 from .ddpm import DDPMSampler
 from .deis import DEISSampler, LMSSampler
+from .dpm2 import DPM2AncestralSampler, DPM2Sampler
 from .dpmpp_2m import DPMPP2MSampler, SDEDPMPP2MSampler
 from .dpmpp_2s import DPMPP2SSampler
+from .dpmpp_2s_ancestral import DPMPP2SAncestralSampler
 from .dpmpp_3m import DPMPP3MSampler, SDEDPMPP3MSampler
 from .dpmpp_3s import DPMPP3SSampler
 from .er_sde import ERSDESampler
@@ -40,6 +43,7 @@ from .sampler import Leg
 from .schedule import DiscreteVP
 from .scheduler import PilotageScheduler
 from .sde_dpmpp_1 import SDEDPMPP1Sampler
+from .sde_dpmpp_2s import SDEDPMPP2SSampler
 from .tcd import TCDSampler
 from .ucgm import UCGMSampler
 from .unipc import UniPCSampler
@@ -98,6 +102,18 @@ class DPMPP2S(PilotageScheduler):
     sampler_class = DPMPP2SSampler
 
 
+class DPMPP2SAncestral(PilotageScheduler):
+    sampler_class = DPMPP2SAncestralSampler
+
+
+class DPM2(PilotageScheduler):
+    sampler_class = DPM2Sampler
+
+
+class DPM2Ancestral(PilotageScheduler):
+    sampler_class = DPM2AncestralSampler
+
+
 class DPMPP3S(PilotageScheduler):
     sampler_class = DPMPP3SSampler
 
@@ -114,6 +130,10 @@ class DPMPP3M(PilotageScheduler):
 
 class SDEDPMPP1(PilotageScheduler):
     sampler_class = SDEDPMPP1Sampler
+
+
+class SDEDPMPP2S(PilotageScheduler):
+    sampler_class = SDEDPMPP2SSampler
 
 
 class SDEDPMPP3M(PilotageScheduler):
@@ -158,17 +178,44 @@ class FlowAncestral(PilotageScheduler):
 
 
 class Distilled(PilotageScheduler):
-    """On a table of betas the default grid is that of LCM and TCD students, distilled on 50 times."""
+    """On a table of betas the default grid is that of LCM and TCD students, distilled on `original_inference_steps`
+    times of the config. Their pipelines may say that number, and the strength of image-to-image, to `set_timesteps`."""
+
+    _strength = 1.0
+
+    def set_timesteps(  # type: ignore[override]
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        original_inference_steps: int | None = None,
+        timesteps: list[float] | None = None,  # by name: pipelines look for these before they pass them
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+        strength: float = 1.0,
+    ) -> None:
+        if original_inference_steps is not None:
+            self.register_to_config(original_inference_steps=original_inference_steps)
+        self._strength = strength
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu)
 
     def _table_levels(self, steps: int, timesteps: Any, sigmas: Any, mu: float | None) -> Levels:
         if timesteps is None and sigmas is None and self._grid() is None:
             assert isinstance(self.schedule, DiscreteVP)
-            return distilled_levels(self.schedule, steps)
+            return distilled_levels(self.schedule, steps, self.config.original_inference_steps, self._strength)
         return super()._table_levels(steps, timesteps, sigmas, mu)
 
 
 class LCM(Distilled):
+    """A step also tells the denoised sample, which the pipelines of latent consistency models decode."""
+
     sampler_class = LCMSampler
+
+    def step(  # type: ignore[override]
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> LCMSchedulerOutput | tuple[Tensor, Tensor]:
+        x, prediction = self._told(model_output, timestep, sample, generator)
+        denoised = prediction.denoised.to(sample.dtype)
+        return LCMSchedulerOutput(prev_sample=x, denoised=denoised) if return_dict else (x, denoised)
 
     def _parameterization(self) -> Parameterization:
         kind = super()._parameterization()

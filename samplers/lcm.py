@@ -46,11 +46,16 @@ def latent_consistency(kind: Parameterization, scaling: float = 10.0, sigma_data
     return replace(kind, name=f"latent_consistency_{kind.name}", denoised=denoised)
 
 
-def distilled_levels(schedule: DiscreteVP, steps: int, original: int = 50) -> Levels:
+def distilled_levels(schedule: DiscreteVP, steps: int, original: int = 50, strength: float = 1.0) -> Levels:
     """The grid that LCM and TCD students were distilled on: of the times K/original * (1 .. original) - 1, those at
-    floor(i * original / steps), noisiest first; then clean data."""
+    floor(i * original / steps), noisiest first; then clean data. original: `original_inference_steps` of the student's
+    scheduler. strength: the share of those times, from the clean end, that image-to-image runs through. UsageError for
+    more steps than times, or more times than the model has."""
     count = int(schedule.T) + 1
-    if not 1 <= steps <= original:
-        raise UsageError(f"a student distilled on {original} times takes 1 to {original} steps, not {steps}")
-    times = (np.arange(original, 0, -1) * (count // original) - 1)[np.arange(steps) * original // steps]
+    if not 1 <= original <= count:
+        raise UsageError(f"original_inference_steps={original} of a model with {count} times; take 1 to {count}")
+    taken = int(original * strength)
+    if not 1 <= steps <= taken:
+        raise UsageError(f"a student distilled on {taken} times takes 1 to {taken} steps, not {steps}")
+    times = (np.arange(taken, 0, -1) * (count // original) - 1)[np.arange(steps) * taken // steps]
     return (*schedule.levels(times), schedule.clean)

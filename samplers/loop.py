@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UsageError
 from .denoiser import Denoiser
 from .grids import Levels, make_grid
-from .noise import SeededNoise
+from .noise import SeededNoise, purpose_of
 from .prediction import Prediction
 from .registry import make_sampler
 from .sampler import Sampler, State
@@ -57,7 +57,9 @@ def iterate(
         while state.step == index:
             prediction, state = _evaluate(denoiser, state, condition)
             first = first or prediction
-            fresh = noise.draw("step", index, state.x) if noise and method.wants_noise(state) else None
+            fresh = None
+            if noise and method.wants_noise(state):
+                fresh = noise.draw(purpose_of(state.stage, state.stage + 1 == len(state.leg.points)), index, state.x)
             state = method.tell(state, prediction, fresh)
         if hasattr(denoiser, "after"):
             state = replace(state, x=denoiser.after(state))

@@ -34,6 +34,11 @@ def parse_seed(seed: Seed) -> tuple[int, int]:
     return int(number), int(repeat or 0)
 
 
+def purpose_of(stage: int, last: bool) -> str:
+    """Of the noise that a stage of an outer step takes: the last one's is the step's, those inside have their own."""
+    return "step" if last else f"stage {stage}"
+
+
 def generator_of(seed: Seed) -> torch.Generator:
     """The generator of a picture's initial noise. `"17:2"` is the second repeat of seed 17; `"17:0"` is seed 17."""
     number, repeat = parse_seed(seed)

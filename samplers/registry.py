@@ -8,8 +8,10 @@ from ..registry import Spec, make
 from .ddim import DDIMSampler
 from .ddpm import DDPMSampler
 from .deis import DEISSampler, LMSSampler
+from .dpm2 import DPM2AncestralSampler, DPM2Sampler
 from .dpmpp_2m import DPMPP2MSampler, SDEDPMPP2MSampler
 from .dpmpp_2s import DPMPP2SSampler
+from .dpmpp_2s_ancestral import DPMPP2SAncestralSampler
 from .dpmpp_3m import DPMPP3MSampler, SDEDPMPP3MSampler
 from .dpmpp_3s import DPMPP3SSampler
 from .er_sde import ERSDESampler
@@ -25,6 +27,7 @@ from .predictor_corrector import PredictorCorrectorSampler
 from .restart import RestartSampler
 from .sampler import Sampler
 from .sde_dpmpp_1 import SDEDPMPP1Sampler
+from .sde_dpmpp_2s import SDEDPMPP2SSampler
 from .tcd import TCDSampler
 from .ucgm import UCGMSampler
 from .unipc import UniPCSampler
@@ -69,6 +72,26 @@ SAMPLERS: dict[str, Spec] = {
     "dpmpp-2s": Spec(
         DPMPP2SSampler, "second order, nothing looked back at", "Lu et al. 2022, 2211.01095", "2 evaluations"
     ),
+    "dpmpp-2s-ancestral": Spec(
+        DPMPP2SAncestralSampler,
+        "second order, nothing looked back at, with fresh noise each step",
+        "k-diffusion",
+        "2 evaluations",
+        off={"eta": 0.0},
+    ),
+    "dpm2": Spec(
+        DPM2Sampler,
+        "second order, the midpoint rule in rho; dpmpp-2s is steadier",
+        "Lu et al. 2022, 2206.00927",
+        "2 evaluations",
+    ),
+    "dpm2-ancestral": Spec(
+        DPM2AncestralSampler,
+        "midpoint rule in rho with fresh noise each step",
+        "k-diffusion",
+        "2 evaluations",
+        off={"eta": 0.0},
+    ),
     "dpmpp-3s": Spec(
         DPMPP3SSampler, "third order, nothing looked back at", "Lu et al. 2022, 2211.01095", "3 evaluations"
     ),
@@ -83,6 +106,13 @@ SAMPLERS: dict[str, Spec] = {
         "first order with fresh noise, exact for any eta",
         "Lu et al. 2022, 2211.01095",
         "1 evaluation",
+        off={"eta": 0.0},
+    ),
+    "sde-dpmpp-2s": Spec(
+        SDEDPMPP2SSampler,
+        "second order, nothing looked back at, fresh noise before both evaluations",
+        "k-diffusion",
+        "2 evaluations",
         off={"eta": 0.0},
     ),
     "sde-dpmpp-3m": Spec(

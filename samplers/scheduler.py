@@ -68,6 +68,7 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         grid: str | None = None,
+        original_inference_steps: int = 50,
         shift: float = 1.0,
         use_dynamic_shifting: bool = False,
         base_shift: float = 0.5,
@@ -220,6 +221,11 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """One evaluation: `sample` (B, ...) to the next point where the network is wanted."""
+        x, _ = self._told(model_output, timestep, sample, generator)
+        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _told(self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any) -> tuple[Tensor, Prediction]:
+        """The next point, in the sample's precision, and what the network said of this one."""
         if self._state is None:
             self._start(timestep, sample)
         state, sampler = self._state, self.sampler
@@ -234,8 +240,7 @@ class PilotageScheduler(SchedulerMixin, ConfigMixin):
             noise = randn_tensor(state.x.shape, generator=generator, device=state.x.device, dtype=state.x.dtype)
         self._state = sampler.tell(state, prediction, noise)
         self._step_index += 1
-        x = self._state.x.to(sample.dtype)
-        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+        return self._state.x.to(sample.dtype), prediction
 
     def rest_corrector(self) -> None:
         """From here on x is moved beside the step, as CFG++ does: correctors of the rest of this run do nothing."""

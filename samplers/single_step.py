@@ -4,7 +4,8 @@ Each evaluation is reached, as is the end of the step, by
 
     x_m = (sigma_m / sigma) x + alpha_m sum_j w_j D_j
 
-over the `denoised` D_0 .. D_{m-1} seen so far. A step that ends at clean data has one evaluation and returns it. A step
+over the `denoised` D_0 .. D_{m-1} seen so far; the stochastic ones (`ancestral`, `sde_dpmpp_2s`) keep less of x and add
+fresh noise. A step that ends at clean data has one evaluation and returns it. A step
 from pure noise, where lam is infinite, has its stages at the same shares of gamma = alpha / sigma, in which the ODE
 d(x/sigma)/d gamma = denoised is finite; so this step, too, has its order and its number of evaluations.
 """
@@ -16,6 +17,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .exponential import combined, stage_level
@@ -25,10 +27,11 @@ from .schedule import Level, NoiseSchedule
 
 
 class Stage(NamedTuple):
-    """x_m = keep x + sum_j weights_j D_j."""
+    """x_m = keep x + sum_j weights_j D_j + fresh xi."""
 
     keep: float
     weights: tuple[float, ...]
+    fresh: float = 0.0
 
 
 class SingleStep(Sampler):
@@ -52,18 +55,21 @@ class SingleStep(Sampler):
         return Leg((level, *ends[:-1]), goal, tuple(stages))
 
     def advance(self, state: State, prediction: Prediction, noise: Tensor | None) -> State:
-        return advance_stage(state, prediction.denoised)
+        return advance_stage(state, prediction.denoised, noise)
 
 
-def advance_stage(state: State, denoised: Tensor, remembered: int = 0) -> State:
-    """The state after this evaluation. Until the step ends, the history also holds its D_0, D_1, ..; then D_0 and those
-    of earlier steps, newest first, `remembered` of them in all."""
+def advance_stage(state: State, denoised: Tensor, noise: Tensor | None = None, remembered: int = 0) -> State:
+    """The state after this evaluation; noise: xi, where the stage takes it. Until the step ends, the history also holds
+    its D_0, D_1, ..; then D_0 and those of earlier steps, newest first, `remembered` of them in all."""
     older, own = state.history[: len(state.history) - state.stage], state.history[len(state.history) - state.stage :]
     seen = (*own, denoised)
     start = state.start if state.stage else state.x
     assert start is not None
-    keep, weights = state.leg.weights[state.stage]
-    x = combined(keep, start, weights, seen)
+    stage: Stage = state.leg.weights[state.stage]
+    x = combined(stage.keep, start, stage.weights, seen)
+    if stage.fresh:
+        assert noise is not None, "a stochastic step needs noise"
+        x = torch.add(x, noise, alpha=stage.fresh)
     if state.stage + 1 == len(state.leg.points):
         return finish(state, x, *(seen[0], *older)[:remembered])
     return replace(state, x=x, stage=state.stage + 1, start=start, history=(*older, *seen))

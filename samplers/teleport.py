@@ -47,7 +47,8 @@ class GaussianMap:
 
     mean: (*shape), or (B, *shape) where each row has its own. directions: U, (S, r) with orthonormal columns,
     S = prod(shape). variances: (r,), the eigenvalues l; outside the r directions they are `rest` (0 in a low-rank
-    covariance, or the mean of the left-out ones). model: what it was fitted to.
+    covariance, or the mean of the left-out ones). model, rule: what it was fitted to, the rule by its line. landing:
+    the rho down to which a run may be moved, where that was scanned.
     """
 
     mean: Tensor
@@ -55,6 +56,8 @@ class GaussianMap:
     variances: Tensor
     rest: float = 0.0
     model: str = ""
+    rule: str = ""
+    landing: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -177,7 +180,8 @@ class GaussianMap:
         from safetensors.torch import save_file
 
         tensors = {n: getattr(self, n).contiguous().clone() for n in ("mean", "directions", "variances")}
-        about = {"model": self.model, "rest": repr(self.rest), "format": "pilotage gaussian"}
+        about = {"model": self.model, "rule": self.rule, "rest": repr(self.rest), "format": "pilotage gaussian"}
+        about |= {} if self.landing is None else {"landing": repr(float(self.landing))}
         with disk_errors(Path(path).parent), whole(Path(path)) as part:
             save_file(tensors, str(part), about)
 
@@ -198,7 +202,9 @@ class GaussianMap:
             raise UsageError(f"{path} is no safetensors file of a Gaussian map") from None
         if model and about["model"] and model != about["model"]:
             raise UsageError(f"{path} was fitted to {about['model']!r}, not {model!r}; fit it again")
-        return GaussianMap(**tensors, rest=float(about["rest"]), model=about["model"])
+        landing = float(about["landing"]) if "landing" in about else None
+        return GaussianMap(**tensors, rest=float(about["rest"]), model=about["model"], rule=about.get("rule", ""),
+                           landing=landing)  # fmt: skip
 
 
 def teleported(

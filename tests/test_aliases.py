@@ -90,11 +90,16 @@ RECIPES: list[Recipe] = [
     ("euler_ancestral", TRAILING, lambda: ANCESTRAL(**TRAILING), {}),
     ("Heun", TRAILING, lambda: D.HeunDiscreteScheduler(**TRAILING), {}),
     ("Heun Karras", TRAILING, lambda: D.HeunDiscreteScheduler(**LINSPACE, **KARRAS), {}),
+    ("DPM2", TRAILING, lambda: D.KDPM2DiscreteScheduler(**TRAILING), {}),
+    ("dpm_2", LINSPACE, lambda: D.KDPM2DiscreteScheduler(**LINSPACE), {}),
+    ("DPM2 a", TRAILING, lambda: D.KDPM2AncestralDiscreteScheduler(**TRAILING), {}),
     ("DDIM", TRAILING, lambda: D.DDIMScheduler(**TRAILING, clip_sample=False), {"steps": 10}),
     ("DDIM DDIM Uniform", LEADING, lambda: D.DDIMScheduler(**LEADING, clip_sample=False), {"steps": 20}),
     ("DPM++ 2M", TRAILING, lambda: DPM(**TRAILING), {}),
     ("dpmpp_2m", TRAILING, lambda: DPM(**TRAILING), {}),
     # these tell the network whole times
+    ("DPM2 Karras", TRAILING, lambda: D.KDPM2DiscreteScheduler(**LINSPACE, **KARRAS), WHOLE),
+    ("DPM2 a Karras", TRAILING, lambda: D.KDPM2AncestralDiscreteScheduler(**LINSPACE, **KARRAS), WHOLE),
     ("DPM++ 2M Karras", TRAILING, lambda: DPM(**TRAILING, **KARRAS), WHOLE),
     ("DPM++ 2M Exponential", TRAILING, lambda: DPM(**TRAILING, **EXPONENTIAL), WHOLE),
     ("DPM++ 2M SDE", TRAILING, lambda: DPM(**TRAILING, algorithm_type="sde-dpmsolver++"), {}),
@@ -136,11 +141,26 @@ def test_ddims_stride_is_the_known_difference() -> None:
     assert 1e-5 < relative(latents(ours("DDIM", TRAILING), 30), latents(recipe, 30)) < 0.05
 
 
+def test_dpmpp_sde_is_the_one_with_noise() -> None:
+    """The table of names in diffusers' documentation has DPMSolverSinglestepScheduler for it, which takes none; the
+    method of that name elsewhere is DPMSolverSDEScheduler's (compared, with its noise, in test_samplers_stochastic)."""
+    mine = ours("DPM++ SDE Karras", TRAILING)
+    stock = D.DPMSolverSDEScheduler(**LINSPACE, **KARRAS)
+    for scheduler in (mine, stock):
+        scheduler.set_timesteps(12)
+    assert mine.sampler.stochastic and (mine.sampler.eta, mine.sampler.r) == (1.0, 0.5)
+    assert torch.allclose(mine.sigmas[:-1:2], stock.sigmas[:-1:2], rtol=1e-4)
+    assert torch.allclose(mine.timesteps[1::2].double(), stock.timesteps[1::2].double(), atol=0.01)
+
+
 def test_names_are_read_whatever_their_case() -> None:
     assert resolved("dpm++ 2m karras") == ("dpmpp-2m", "karras")
     assert resolved("DPM++ 2M SDE Exponential") == ("sde-dpmpp-2m", "exponential")
     assert resolved("dpmpp_2m sgm_uniform") == ("dpmpp-2m", "trailing")
     assert resolved("DPM++ 2M SDE Karras:eta=0.5") == ("sde-dpmpp-2m:eta=0.5", "karras")
+    assert resolved("DPM2 a Karras") == ("dpm2-ancestral", "karras")
+    assert resolved("dpmpp_2s_ancestral") == ("dpmpp-2s-ancestral", None)
+    assert resolved("DPM++ SDE") == resolved("dpmpp_sde") == ("sde-dpmpp-2s", None)
     assert resolved("dpmpp-2m") is None and resolved("nothing of it") is None
     assert resolved_grid("SGM Uniform") == "trailing"
 

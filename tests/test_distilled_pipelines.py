@@ -14,6 +14,7 @@ from tiny_parts import Case, run
 from torch import Tensor
 
 import pilotage
+from pilotage import samplers
 from pilotage.errors import UsageError
 from pilotage.guidance import NAG, NASA
 
@@ -116,3 +117,17 @@ def test_a_class_is_no_negative_text() -> None:
     case = tiny.dit()
     with pilotage.attach(case.pipe, "nag:branch=prompt:11"), pytest.raises(UsageError, match="attends to no text"):
         run(case, 1)
+
+
+@pytest.mark.parametrize("make", [tiny_unets.consistency_text_to_image, tiny_unets.consistency_image_to_image])
+def test_our_lcm_serves_the_pipelines_of_consistency_models(make: Callable[[], Case]) -> None:
+    """They want the denoised sample of a step, and may say how many times the student was distilled on."""
+    case = make()
+    case.call["original_inference_steps"] = 20
+    stock = run(case, 3)
+    case.pipe.scheduler = samplers.LCM.from_config(case.pipe.scheduler.config)
+    assert torch.allclose(run(case, 3), stock, atol=2e-4)
+    assert case.pipe.scheduler.config.original_inference_steps == 20
+    with pilotage.attach(case.pipe, case.rule) as made:
+        attached = run(case, 3)
+    assert torch.allclose(attached, stock, atol=2e-4) and made.evaluations == {"cond": 3 * len(attached)}

@@ -106,6 +106,28 @@ def test_the_euler_family(ours: Any, stock: Any, steps: int, prediction: str) ->
     assert relative(drive(a), drive(b)) < 1e-4
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("ours", "stock"),
+    [
+        (samplers.DPM2, D.KDPM2DiscreteScheduler),
+        (samplers.DPM2Ancestral, D.KDPM2AncestralDiscreteScheduler),
+    ],
+)
+@pytest.mark.parametrize("steps", [2, 6, 20])
+def test_dpm2(ours: Any, stock: Any, steps: int, prediction: str) -> None:
+    settings = dict(SD, timestep_spacing="trailing", prediction_type=prediction)
+    a, b = ours(**settings), stock(**settings)
+    for s in (a, b):
+        s.set_timesteps(steps)
+    assert len(a.timesteps) == 2 * steps - 1
+    assert torch.allclose(a.timesteps.double(), b.timesteps.double(), atol=1e-3)  # halfway ones, too
+    assert torch.allclose(a.sigmas[:-1:2], b.sigmas[: 2 * steps : 2], rtol=1e-5)
+    if stock is D.KDPM2DiscreteScheduler:  # the ancestral one lists its halfway levels in another place
+        assert torch.allclose(a.sigmas[1:-1:2], b.sigmas_interpol[1 : 2 * steps - 1 : 2], rtol=1e-5)
+    assert relative(drive(a), drive(b)) < 2e-6
+
+
 @pytest.mark.parametrize("kind", ["use_karras_sigmas", "use_exponential_sigmas"])
 def test_euler_on_the_other_grids(kind: str) -> None:
     a, b = samplers.Euler(**SD, **{kind: True}), D.EulerDiscreteScheduler(**SD, **{kind: True})

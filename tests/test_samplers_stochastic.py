@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import diffusers as D
@@ -19,7 +20,16 @@ from torch import Tensor
 
 from pilotage import samplers
 from pilotage.errors import UsageError
-from pilotage.samplers import EnsembleDenoiser, SampledDenoiser, SeededNoise, iterate, make_grid, make_sampler, sample
+from pilotage.samplers import (
+    EnsembleDenoiser,
+    SampledDenoiser,
+    SeededNoise,
+    iterate,
+    make_grid,
+    make_sampler,
+    sample,
+    sde_dpmpp_2s,
+)
 from pilotage.samplers.denoiser import ExactDenoiser
 from pilotage.samplers.lcm import distilled_levels, latent_consistency
 from pilotage.samplers.prediction import EPSILON, SAMPLE, Prediction
@@ -130,20 +140,22 @@ def test_tcd_goes_down_and_back_up(schedule: Any) -> None:
 
 class Moments:
     """The run is affine in x and in every noise, so one batch of unit vectors gives all its coefficients: row 0 is
-    nothing, row 1 the start, row 2 + i the noise of leg i."""
+    nothing, row 1 the start, row 2 + i the noise of evaluation i."""
 
     def __init__(self, sampler: Sampler, levels: tuple[Level, ...], path: str = "vp", world: Line | None = None):
         self.world = world or Line()
         denoiser = ExactDenoiser(self.world, PATHS[path])
         state = sampler.init(torch.empty(0), levels, denoiser.schedule)
-        unit = torch.eye(len(state.legs) + 2, dtype=torch.float64)[:, :, None]
+        calls = sum(len(leg.points) for leg in state.legs)
+        unit = torch.eye(calls + 2, dtype=torch.float64)[:, :, None]
         state, self.start, self.seen = replace(state, x=unit[:, 1]), levels[0], []
-        while not state.done:
-            noise = unit[:, 2 + state.step] if sampler.wants_noise(state) else None
+        for call in range(calls):
+            noise = unit[:, 2 + call] if sampler.wants_noise(state) else None
             prediction = denoiser(state.x, state.level)
             if state.stage == 0:
                 self.seen.append(prediction.denoised)
             state = sampler.tell(state, prediction, noise)
+        assert state.done
         self.x = state.x
 
     def of(self, values: Tensor) -> tuple[float, float]:
@@ -158,6 +170,7 @@ class Moments:
         return float(values[0, 0] + (values[1, 0] - values[0, 0]) * x)
 
 
+TWO_STAGES = ("dpm2-ancestral", "dpmpp-2s-ancestral", "sde-dpmpp-2s")
 WEAK = [
     ("ddpm", {}, 1),
     ("ddpm", {"variance": "large"}, 1),
@@ -167,6 +180,7 @@ WEAK = [
     ("er-sde", {"order": 2}, 2),
     ("er-sde", {"order": 2, "phi": "sde"}, 2),
     ("tcd", {"gamma": 0.0}, 1),
+    *((name, {"eta": eta}, 2) for name in TWO_STAGES for eta in (0.5, 1.0)),
 ]
 
 
@@ -181,6 +195,26 @@ def test_weak_order(name: str, settings: dict[str, Any], order: int, path: str) 
         errors.append(abs(variance / world.spread(levels[-1]) - 1))
     assert slope(*errors) == pytest.approx(order, abs=0.12), errors
     assert errors[-1] < (1e-3 if order == 2 else 5e-2)
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_the_noises_of_a_step_are_of_one_path(shared: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another correlation DPM++ SDE is of weak order 1."""
+    monkeypatch.setattr(sde_dpmpp_2s, "correlation", lambda leg: shared)
+    errors = []
+    for n in (80, 160, 320):
+        levels = smooth_grid("vp", n)
+        moments = Moments(make_sampler("sde-dpmpp-2s"), levels)
+        errors.append(abs(moments.of(moments.x)[1] / Line().spread(levels[-1]) - 1))
+    assert slope(errors[1], errors[2]) == pytest.approx(1, abs=0.12) and errors[-1] > 5e-3, errors
+
+
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_means_of_two_stages_are_right_on_any_grid(name: str) -> None:
+    for n in (2, 5):
+        levels = smooth_grid("vp", n)
+        moments = Moments(make_sampler(name, eta=0.7), levels)
+        assert moments.of(moments.x)[0] == pytest.approx(levels[-1].alpha * 0.7, abs=1e-13)
 
 
 @pytest.mark.parametrize("phi", ["sde", "default"])
@@ -231,6 +265,100 @@ def test_er_sde_of_order_3_is_of_order_3_and_the_published_one_of_order_2() -> N
         errors = [solve(make_sampler("er-sde", phi="ode", third=third), "vp", n) for n in (80, 160)]
         measured[third] = slope(*errors)
     assert measured["exact"] == pytest.approx(3, abs=0.1) and measured["reference"] == pytest.approx(2, abs=0.1)
+
+
+# -- ancestral steps of two stages -------------------------------------------------------------------------------------
+
+
+def ancestral_rhos(rho: float, goal: float, eta: float) -> tuple[float, float]:
+    """(down, up) as k-diffusion has them."""
+    up = min(goal, eta * math.sqrt(goal**2 * (rho**2 - goal**2) / rho**2))
+    return math.sqrt(goal**2 - up**2), up
+
+
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_two_stages_are_the_programs_of_k_diffusion(name: str, eta: float) -> None:
+    """Their arithmetic by hand, with the noise of the loop: a stage inside a step draws its own."""
+    world, schedule = toy.g3(), VarianceExploding(0.02, 20.0)
+    levels = make_grid("karras", schedule, 7)
+    x = end = 20 * X
+
+    def denoised(x: Tensor, rho: float) -> Tensor:
+        return world.denoised(x, 1.0, rho)
+
+    for i, (rho, goal) in enumerate(pairwise([level.sigma for level in levels])):
+        clean = denoised(end, rho)
+        if not goal:
+            end = clean
+            continue
+        fresh, (down, up) = SEEDS.draw("step", i, x), ancestral_rhos(rho, goal, eta)
+        if name == "sde-dpmpp-2s":
+            middle = math.sqrt(rho * goal)
+            inner_down, inner_up = ancestral_rhos(rho, middle, eta)
+            inner = SEEDS.draw("stage 0", i, x)
+            at = inner_down / rho * end + (1 - inner_down / rho) * clean + inner_up * inner
+            end = down / rho * end + (1 - down / rho) * denoised(at, middle)
+            path = inner * math.sqrt(rho - middle), fresh * math.sqrt(middle - goal)  # W over both parts of the step
+            end = end + up * (path[0] + path[1]) / math.sqrt(rho - goal)
+            continue
+        middle, slope_ = math.sqrt(rho * down), (end - clean) / rho
+        if name == "dpm2-ancestral":
+            at = end + slope_ * (middle - rho)
+            end = end + (at - denoised(at, middle)) / middle * (down - rho)
+        else:
+            at = middle / rho * end + (1 - middle / rho) * clean
+            end = down / rho * end + (1 - down / rho) * denoised(at, middle)
+        end = end + up * fresh
+    found = sample(ExactDenoiser(world, schedule), x, sampler=f"{name}:eta={eta}", grid=levels, noise=SEEDS)
+    assert far(found, end) < 1e-11
+
+
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_two_stages_from_pure_noise(name: str) -> None:
+    """x counts halfway at most; DPM2 in rho would not be finite there, and takes the weights of DPM++."""
+    schedule = RectifiedFlow()
+    levels = make_grid("flow", schedule, 6)
+    sampler, goal = make_sampler(name), levels[1]
+    legs = sampler.plan(levels, schedule)
+    assert levels[0].alpha == 0 and [len(leg.points) for leg in legs] == [2] * 5 + [1]
+    middle = legs[0].points[1]
+    first, last = ((stage.keep, *stage.weights, stage.fresh) for stage in legs[0].weights)
+    assert last == pytest.approx((0.0, 0.0, goal.alpha, goal.sigma), abs=1e-15)
+    if name == "sde-dpmpp-2s":
+        assert middle.rho == pytest.approx(2 * goal.rho, rel=1e-12) and sde_dpmpp_2s.correlation(legs[0]) == 1
+        assert first == pytest.approx((0.0, middle.alpha, middle.sigma))
+    else:
+        assert middle == goal and first == pytest.approx((goal.sigma, goal.alpha, 0.0))
+    if name == "dpmpp-2s-ancestral":  # what it is next to pure noise
+        ends = [
+            run(sampler, (start, *levels[1:]), X, ExactDenoiser(toy.g3(), schedule))
+            for start in (levels[0], Level(1000.0, 1e-7, 1.0))
+        ]
+        assert far(*ends) < 1e-5
+
+
+@pytest.mark.parametrize("name", [*TWO_STAGES, "dpm2"])
+def test_settings_of_two_stages(name: str) -> None:
+    levels, schedule = make_grid("karras", stable_diffusion_schedule(), 5), stable_diffusion_schedule()
+    solver = "dpm2" if "dpm2" in name else "dpmpp-2s"
+    if name != "dpm2":
+        assert make_sampler(name, eta=0.0).plan(levels, schedule) == make_sampler(solver).plan(levels, schedule)
+        assert not make_sampler(name, eta=0.0).stochastic and make_sampler(name).stochastic
+        for eta in (-0.1, 1.1):
+            with pytest.raises(UsageError, match="eta must lie between 0, the ODE, and 1"):
+                make_sampler(name, eta=eta)
+    with pytest.raises(UsageError, match="pass the schedule"):
+        make_sampler(name).plan(levels)
+
+
+def test_an_inner_evaluation_at_the_end_of_the_step() -> None:
+    """r = 1: both noises are one."""
+    schedule = stable_diffusion_schedule()
+    legs = make_sampler("sde-dpmpp-2s:r=1").plan(make_grid("karras", schedule, 5), schedule)[:-1]
+    assert [sde_dpmpp_2s.correlation(leg) for leg in legs] == pytest.approx([1.0] * 4, abs=1e-12)
+    with pytest.raises(UsageError, match="share of the step"):
+        make_sampler("sde-dpmpp-2s:r=0")
 
 
 # -- UCGM --------------------------------------------------------------------------------------------------------------
@@ -612,6 +740,8 @@ VARIANTS = [
     "ucgm:kappa=0.5,rho_s=auto",
     "heun:churn=2",
     "restart:low=0.3,high=2,points=3,repeats=2",
+    "dpmpp-2s-ancestral",
+    "sde-dpmpp-2s:r=0.3",
     "predictor-corrector:corrections=2",
     "predictor-corrector:corrector=ald,predictor=ancestral",
     "langevin:repeats=3,step_convention=paper,step_size=1e-4",
@@ -689,6 +819,28 @@ def test_students_take_as_many_steps_as_they_were_distilled_on() -> None:
     assert flow.kind.name == "flow_prediction" and len(flow.timesteps) == 4
 
 
+@pytest.mark.parametrize("original", [50, 20, 64])
+@pytest.mark.parametrize(
+    ("stock", "ours"), [(D.LCMScheduler, samplers.LCM), (D.TCDScheduler, samplers.TCD)], ids=["lcm", "tcd"]
+)
+def test_a_students_times_are_those_of_its_config(stock: Any, ours: Any, original: int, tmp_path: Path) -> None:
+    theirs = stock(**SD, original_inference_steps=original)
+    theirs.save_pretrained(tmp_path)
+    made = [ours.from_config(theirs.config), ours.from_pretrained(tmp_path)]
+    made.append(ours(**SD, original_inference_steps=original))
+    made.append(ours.from_config(samplers.DPMPP2M.from_config(theirs.config).config))  # by way of another sampler
+    for steps in (1, 3, 4, 7, 8, 13, original):
+        theirs.set_timesteps(steps)
+        for mine in made:
+            mine.set_timesteps(steps)
+            assert mine.timesteps.tolist() == theirs.timesteps.tolist(), steps
+    assert stock.from_config(made[0].config).config.original_inference_steps == original
+    with pytest.raises(UsageError, match=f"takes 1 to {original} steps, not {original + 1}"):
+        made[0].set_timesteps(original + 1)
+    with pytest.raises(UsageError, match="original_inference_steps=1001 of a model with 1000 times"):
+        distilled_levels(stable_diffusion_schedule(), 4, 1001)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("steps", [2, 4, 7])
@@ -702,6 +854,33 @@ def test_tcd(steps: int, gamma: float, prediction: str) -> None:
     assert 1e-3 < relative(drive(ours), theirs) < 0.1  # stock stops at the first level of its table, rho = 0.03
     ours._use((*ours.levels[:-1], ours.schedule.level(0)), "cpu")
     assert relative(drive(ours), theirs) < 2e-5
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [2, 6, 20])
+def test_dpmpp_sde(steps: int, prediction: str) -> None:
+    """With the noise of our scheduler in place of stock's Brownian tree."""
+    settings = dict(SD, timestep_spacing="trailing", prediction_type=prediction)
+    stock, ours = D.DPMSolverSDEScheduler(**settings), samplers.SDEDPMPP2S(**settings)
+    for s in (stock, ours):
+        s.set_timesteps(steps)
+    assert torch.allclose(ours.timesteps.double(), stock.timesteps.double(), atol=1e-3)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    path: list[tuple[float, Tensor]] = []  # where W was asked for, and its move there from the step's start
+
+    def moves(rho: float, to: float) -> Tensor:
+        fresh = torch.stack([torch.randn(PICTURES.shape[1:], generator=g) for g in generators])
+        middle, before = path.pop() if path else (rho, torch.zeros_like(fresh))
+        move = before + fresh * math.sqrt(middle - to)
+        if middle == rho:
+            path.append((float(to), move))
+        return move / math.sqrt(rho - to)
+
+    stock.noise_sampler = moves
+    x = PICTURES * math.sqrt(float(stock.sigmas[0]) ** 2 + 1)
+    for t in stock.timesteps:
+        x = stock.step(network(stock.scale_model_input(x, t), float(t)), t, x, return_dict=False)[0]
+    assert not path and relative(drive(ours), x) < 2e-6
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -734,21 +913,90 @@ BEGINNINGS = [
     (samplers.Heun, {"churn": 5.0}),
     (samplers.Restart, {"low": 0.3, "high": 2.0}),
     (samplers.PredictorCorrector, {"corrections": 2}),
-    (samplers.DDPM, {}),
-    (samplers.UCGM, {"rho_s": "auto"}),
-    (samplers.ERSDE, {}),
 ]
 
 
-@pytest.mark.parametrize(("cls", "settings"), BEGINNINGS)
-def test_image_to_image_uses_every_entry_that_is_left(cls: Any, settings: dict[str, Any]) -> None:
+def main_and_restarts(rhos: list[float], settings: dict[str, float]) -> list[tuple[float, float]]:
+    """(from, to) of every Heun step of Algorithm 1 of Restart, or of churn, by hand; rhos end with 0."""
+    pairs: list[tuple[float, float]] = []
+    if "churn" in settings:
+        grow = 1 + min(settings["churn"] / (len(rhos) - 1), math.sqrt(2) - 1)
+        inside = [i > 0 and settings["low"] <= rho <= settings["high"] for i, rho in enumerate(rhos)]
+        return [(a * grow if inside[i] else a, b) for i, (a, b) in enumerate(pairwise(rhos))]
+    low, high = settings["low"], settings["high"]
+    bottom = min((rho for rho in rhos[1:-1] if rho < high), key=lambda rho: abs(rho - low))
+    down = [*(np.linspace(high ** (1 / 7), bottom ** (1 / 7), 3) ** 7).tolist()[:-1], bottom]
+    for a, b in pairwise(rhos):
+        pairs += [(a, b), *(2 * list(pairwise(down)) if b == bottom else ())]
+    return pairs
+
+
+@pytest.mark.parametrize("steps_left_out", [0, 3, 4, 7, 8])
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (samplers.Heun, {"churn": 5.0, "low": 0.1, "high": 8.0, "noise": 1.02}),
+        (samplers.Restart, {"low": 0.3, "high": 2.0, "noise": 1.02}),
+    ],
+)
+def test_runs_that_begin_inside_the_list_and_go_back_up(cls: Any, settings: Any, steps_left_out: int) -> None:
+    """Every value against Heun by hand on the exact mixture, in u = x / alpha, with the same noise; some begin in the
+    middle of a restart, or at a churned level."""
     ours = cls(**SD, grid="karras", settings=settings)
     ours.set_timesteps(10)
-    for start in (0, 4 * ours.order, 7 * ours.order):
+    schedule, world = ours.schedule, toy.g3()
+    rhos = [level.rho for level in make_grid("karras", schedule, 10)]
+    pairs = main_and_restarts(rhos, settings)
+    assert len(ours.legs) == len(pairs) and len(ours.timesteps) == 2 * len(pairs) - 1
+    rises_left = sum(a > b for (_, b), (a, _) in pairwise(pairs[steps_left_out:]))
+    assert rises_left >= 1 or steps_left_out > 4
+
+    def slope_(u: Tensor, rho: float) -> Tensor:
+        return (u - world.denoised(u, 1.0, rho)) / rho
+
+    generators, end = [torch.Generator().manual_seed(s) for s in (1, 2)], pairs[steps_left_out][0]
+    x0, noise = torch.tensor([[0.5, -0.2], [-1.0, 1.4]]).double(), torch.randn(2, 2, generator=generators[0]).double()
+    generators[0].manual_seed(1)
+    u, drawn = x0 + end * noise, 0
+    for rho, goal in pairs[steps_left_out:]:
+        if rho > end:
+            xi = torch.stack([torch.randn(2, generator=g, dtype=torch.float64) for g in generators])
+            u, drawn = u + settings["noise"] * math.sqrt(rho**2 - end**2) * xi, drawn + 1
+        d = slope_(u, rho)
+        ahead = u + (goal - rho) * d
+        u, end = ahead if goal == 0 else u + (goal - rho) * (d + slope_(ahead, goal)) / 2, goal
+    assert drawn == rises_left
+
+    start = 2 * steps_left_out
+    ours.set_begin_index(start)
+    x = ours.add_noise(x0, noise, ours.timesteps[start : start + 1].expand(2))
+    again = [torch.Generator().manual_seed(s) for s in (1, 2)]
+    for t in ours.timesteps[start:]:
+        level = schedule.level(float(t))
+        clean = world.denoised(x, level.alpha, level.sigma)
+        x = ours.step((x - level.alpha * clean) / level.sigma, t, x, generator=again, return_dict=False)[0]
+    assert ours._state.done and far(x, u) < 1e-5, far(x, u)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "entries"),
+    [
+        (samplers.PredictorCorrector, {"corrections": 2}, 3),
+        (samplers.DDPM, {}, 1),
+        (samplers.UCGM, {"rho_s": "auto"}, 1),
+        (samplers.ERSDE, {}, 1),
+        (samplers.SDEDPMPP2S, {}, 2),
+        (samplers.DPM2Ancestral, {}, 2),
+    ],
+)
+def test_a_run_that_begins_inside_the_list_is_the_run_on_the_levels_left(cls: Any, settings: Any, entries: int) -> None:
+    ours, alone = (cls(**SD, grid="karras", settings=settings) for _ in range(2))
+    for left_out in (0, 4, 7):
         ours.set_timesteps(10)
-        ours.set_begin_index(start)
-        seen = drive(ours, start=start)
-        assert ours._state.done and bool(seen.isfinite().all())
+        ours.set_begin_index(entries * left_out)
+        found = drive(ours, start=entries * left_out)
+        alone._use(ours.levels[left_out:], "cpu")
+        assert ours._state.done and torch.equal(found, drive(alone)) and bool(found.isfinite().all())
 
 
 def test_rises_of_a_scheduler_take_the_noise_of_its_generators() -> None:
@@ -764,7 +1012,7 @@ def test_rises_of_a_scheduler_take_the_noise_of_its_generators() -> None:
 
 
 @pytest.mark.parametrize("case_name", ["StableDiffusionImg2ImgPipeline", "FluxPipeline"])
-@pytest.mark.parametrize(("cls", "settings"), BEGINNINGS[:3])
+@pytest.mark.parametrize(("cls", "settings"), BEGINNINGS)
 def test_runs_of_more_legs_than_steps_in_pipelines(cls: Any, settings: dict[str, Any], case_name: str) -> None:
     case = tiny.CASES[case_name]()
     case.pipe.scheduler = cls.from_config(case.pipe.scheduler.config, grid="karras", settings=settings)

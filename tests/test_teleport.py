@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from exact import PATHS, Line, level_of_lam, mixture
+from generation_tools import pilotage, tiny_folder, tiny_spec
 from scipy.integrate import solve_ivp
 from stock_schedulers import SD
 from torch import Tensor
 
 from pilotage import samplers
 from pilotage.errors import UsageError
-from pilotage.samplers import make_grid, sample
+from pilotage.generation import generate
+from pilotage.generation.metadata import read_png
+from pilotage.generation.models import open_model
+from pilotage.generation.scheduling import scheduler_for
+from pilotage.generation.teleport_fitting import fit_teleport_of
+from pilotage.samplers import SeededNoise, make_grid, sample
 from pilotage.samplers.denoiser import ExactDenoiser
 from pilotage.samplers.schedule import VarianceExploding, stable_diffusion_schedule
 from pilotage.samplers.teleport import GaussianMap, as_prediction, relative_errors, skip_level, teleported
@@ -236,3 +244,120 @@ def test_bad_jumps_are_refused() -> None:
         teleported(normal(1, 7), levels, made, first=2)
     with pytest.raises(UsageError, match="at least 2"):
         GaussianMap.fit(normal(1, 5))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+GUIDANCE = "cfg:scale=3"
+
+
+def spec_of(**changes: Any) -> Any:
+    return tiny_spec(**{"prompts": ["a", "b"], "seeds": "0-3", "steps": 4, "guidance": GUIDANCE, **changes})
+
+
+def by_hand(model: Any, prompts: list[str], levels: Any, latents: Tensor) -> Tensor:
+    """The stock pipeline with its own guidance, from given latents along given levels."""
+    pipe = model.pipe
+    pipe.scheduler = scheduler_for(spec_of(), model.scheduler)
+    pipe.scheduler.set_timesteps = lambda *given, **named: pipe.scheduler._use(levels, "cpu")
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "width": 16, "height": 16, "output_type": "latent"}
+    found: Tensor = pipe(prompt=prompts, latents=latents, **settings).images
+    return found
+
+
+@pytest.fixture(name="file", scope="module")
+def _file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fitted by the command to the tiny pipeline, whose latents are hardly a Gaussian, and told to land further down
+    than they warrant."""
+    file = tmp_path_factory.mktemp("teleport") / "map.safetensors"
+    flags = ["--model", tiny_folder(), "--guidance", GUIDANCE, "--steps", "4", "--width", "16", "--height", "16"]
+    assert pilotage("fit-teleport", "a", "b", "--seeds", "0-3", *flags, "--file", str(file), "--tolerance", "0") == 0
+    made = GaussianMap.load(file, tiny_folder())
+    levels = levels_of(open_model(spec_of()))
+    assert made.rule == GUIDANCE and made.landing == pytest.approx(levels[0].rho)
+    replace(made, landing=levels[2].rho).save(file)
+    assert GaussianMap.load(file).landing == levels[2].rho  # every bit
+    return file
+
+
+def levels_of(model: Any) -> Any:
+    scheduler = scheduler_for(spec_of(), model.scheduler)
+    scheduler.set_timesteps(4)
+    return scheduler.levels
+
+
+def test_the_fit_and_its_errors_are_of_what_the_spec_runs() -> None:
+    model = open_model(spec_of())
+    found, levels = fit_teleport_of(spec_of(), model, tolerance=1e9), levels_of(model)
+    assert found.left_out == 3 and found.gaussian.landing == levels[3].rho  # the last level of all, with no limit
+    everything = [(p, s) for p in ("a", "b") for s in range(4)]
+    fitted = [w for i, w in enumerate(everything) if i % 4 != 3]
+    noise = SeededNoise([s for _, s in fitted]).initial(found.gaussian.shape)
+    latents = by_hand(model, [p for p, _ in fitted], levels, noise)
+    assert close(found.gaussian.mean, latents.double().mean(0), 1e-4)
+
+    checked = by_hand(model, ["a", "b"], levels, SeededNoise([3, 3]).initial(found.gaussian.shape))
+    x = levels[1].alpha * checked + levels[1].sigma * SeededNoise([3, 3]).initial(found.gaussian.shape)
+    cond, uncond = model.pipe.encode_prompt(["a", "b"], "cpu", 1, True)
+    with torch.no_grad():
+        c, u = (model.pipe.unet(x, levels[1].time, encoder_hidden_states=e).sample for e in (cond, uncond))
+    told = (x - levels[1].sigma * (u + 3 * (c - u))) / levels[1].alpha
+    away = found.gaussian.denoised(x, levels[1].alpha, levels[1].sigma) - told
+    assert found.errors[1] == pytest.approx(float(away.flatten(1).norm(dim=1).mean()) / found.gaussian.spread, rel=1e-4)
+
+
+def test_generate_leaves_the_first_steps_out(file: Path, tmp_path: Path) -> None:
+    spec = spec_of(prompts=["a"], seeds="5-7", teleport=str(file), batch_size=2, exact=True)
+    model = open_model(spec)
+    samples = list(generate(spec, model=model))
+    assert samples[0].evaluations == {"cond": 2, "uncond": 2}  # of four steps
+    levels, made = levels_of(model), GaussianMap.load(file)
+    x = made.move(SeededNoise([5, 6]).initial(made.shape), levels[0], levels[2])
+    pictures = model.pipe.vae.decode(by_hand(model, ["a", "a"], levels[2:], x) / model.pipe.vae.config.scaling_factor)
+    wanted = (pictures.sample.detach() / 2 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1)
+    for drawn, expected in zip(samples, wanted):
+        pixels = torch.frombuffer(bytearray(drawn.image.tobytes()), dtype=torch.uint8).reshape(expected.shape)
+        assert float((pixels.float() - expected).abs().max()) <= 1
+    (alone,) = generate(spec.changed(seeds="6"), model=model)
+    assert alone.image.tobytes() == samples[1].image.tobytes()
+
+    folder = tmp_path / "run"
+    flags = ["--model", tiny_folder(), "--guidance", GUIDANCE, "--steps", "4", "--width", "16", "--height", "16"]
+    assert pilotage("generate", "a", *flags, "--seeds", "5", "--teleport", str(file), "-o", str(folder)) == 0
+    record, _ = read_png(folder / "000000.png")
+    assert record.spec.teleport == str(file) and record.evaluations == {"cond": 2, "uncond": 2}
+    assert pilotage("rerun", str(folder / "000000.png"), "-o", str(tmp_path / "again.png")) == 0
+    assert read_png(tmp_path / "again.png")[1].tobytes() == read_png(folder / "000000.png")[1].tobytes()
+
+
+def test_a_file_that_does_not_belong_is_refused(file: Path, tmp_path: Path) -> None:
+    def refused(message: str, made: GaussianMap | None = None, **changes: Any) -> None:
+        path = tmp_path / "other.safetensors"
+        (made or GaussianMap.load(file)).save(path)
+        with pytest.raises(UsageError, match=message):
+            generate(spec_of(teleport=str(path), **changes))
+
+    fitted = GaussianMap.load(file)
+    refused("was fitted to 'another', not", replace(fitted, model="another"))
+    refused("guidance 'cfg:scale=3', not 'cfg:scale=4'; fit it again", guidance="cfg:scale=4")
+    refused("was fitted for height 16, not 32", height=32)
+    refused("does not say where to land", replace(fitted, landing=None))
+    refused("lands at rho = 1000, where this grid begins", replace(fitted, landing=1000.0))
+    refused("leaves no step of this grid", replace(fitted, landing=1e-6))
+    refused("leave image out, and the stock sampler", sampler="stock")
+    refused("leave image out", image="there.png")
+    with pytest.raises(UsageError, match="cannot read the Gaussian map"):
+        generate(spec_of(teleport=str(tmp_path / "none.safetensors")))
+    with pytest.raises(UsageError, match="4 pictures are too few"):
+        fit_teleport_of(spec_of(prompts=["a"]), open_model(spec_of()))
+    for changes in ({"sampler": "stock"}, {"teleport": str(file)}):
+        with pytest.raises(UsageError, match="whole runs of one of our samplers"):
+            fit_teleport_of(spec_of(**changes), open_model(spec_of()))
+
+
+def test_the_command_says_what_was_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pilotage("fit-teleport", "--help") == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "On the embedded model such a saving was not seen" in said
+    assert pilotage("fit-teleport", "a", "-o", "somewhere") == 2
+    assert "makes no run folder" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from ...samplers.noise import purpose_of
 from ...samplers.prediction import Parameterization, Prediction, predicted_by, working_precision
 from ...samplers.schedule import Level, from_scheduler
 from ...samplers.scheduler import PilotageScheduler
@@ -340,10 +341,9 @@ class Steering:
         if own.x is not dialogue.ctx.x:
             arguments["sample"] = tiled(self._to_state(own.x, call.level), copies).to(sample.dtype)
         if self.owner.noise is not None and self.takes_generator:
-            ours = isinstance(self.owner.scheduler, PilotageScheduler)  # draws once an outer step; stock, once a call
-            arguments["generator"] = (
-                self.owner.noise.generators("step", call.step if ours else self.position or 0) * copies
-            )
+            ours = isinstance(self.owner.scheduler, PilotageScheduler)  # draws as our loop does; stock, once a call
+            key = (purpose_of(call.stage, call.last), call.step) if ours else ("step", self.position or 0)
+            arguments["generator"] = self.owner.noise.generators(*key) * copies
         if result.base is not None:
             self._rest_corrector()
         if own.x is not dialogue.ctx.x:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pilotage.errors import UsageError
 from pilotage.evaluation import expected_coverage, prdc, radii
 from pilotage.evaluation.metrics.duplicates import duplicated_share, representatives
-from pilotage.evaluation.metrics.prdc import PRDC
+from pilotage.evaluation.metrics.prdc import PRDC, SETTINGS, smallest_k
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,58 @@ def test_null_of_coverage_by_hand() -> None:
     assert expected_coverage(1000, 1000, 5) == pytest.approx(0.96898, abs=1e-5)
     assert expected_coverage(1000, 5000, 5) == pytest.approx(0.99987, abs=1e-5)
     assert expected_coverage(10**7, 10**7, 3) == pytest.approx(1 - 2**-3, abs=1e-6)
+
+
+def test_the_smallest_k_reaches_the_null_coverage() -> None:
+    assert smallest_k(10**5, 10**5) == smallest_k(1000, 1000) == 5 and smallest_k(1000, 1000, 0.9) == 4
+    for n, m, wanted in [(1000, 1000, 0.95), (500, 2000, 0.95), (2000, 500, 0.95), (100, 100, 0.5)]:
+        k = smallest_k(n, m, wanted)
+        assert expected_coverage(n, m, k) >= wanted and (k == 1 or expected_coverage(n, m, k - 1) < wanted)
+    x, y = normal(300, 6), normal(100, 6, seed=1)
+    found = prdc(real=x, generated=y, k="auto")
+    assert found.k == smallest_k(300, 100) == 11 and four(found) == four(prdc(real=x, generated=y, k=found.k))
+    assert prdc(real=x, generated=y, k="auto", null_coverage=0.6).k < found.k
+    with pytest.raises(UsageError, match=r"use 0\.95"):
+        prdc(real=x, generated=y, k="auto", null_coverage=1.0)
+    with pytest.raises(UsageError, match="k='auto'"):
+        prdc(real=x, generated=y, k="all")  # type: ignore[arg-type]
+
+
+def test_published_settings_fix_k_and_ties() -> None:
+    assert {name: (s.k, s.closed) for name, s in SETTINGS.items()} == {
+        "kynk-vgg": (3, True),
+        "adm-inception": (3, True),
+        "prdc": (5, False),
+    }
+    x, y = whole(3, 300, 4), whole(3, 300, 4, seed=1)
+    values = {four(prdc(real=x, generated=y, k=s.k, closed=s.closed)) for s in SETTINGS.values()}
+    assert len(values) == 2  # two of the three are one computation on other features
+
+
+def test_rows_on_disk_are_read_where_they_lie(tmp_path: Path) -> None:
+    """Nothing near the size of a mapped array is ever made in memory, rounded or not."""
+    x, y = normal(1200, 3000), normal(1000, 3000, seed=1)
+    for name, rows in (("x", x), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", rows.numpy())
+    mapped = [torch.from_numpy(np.load(tmp_path / f"{name}.npy", mmap_mode="r+")) for name in "xy"]
+    largest = 0
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            found = function(*args, **(kwargs or {}))
+            if (
+                isinstance(found, Tensor)
+                and found.is_floating_point()
+                and found.untyped_storage().data_ptr() not in (m.untyped_storage().data_ptr() for m in mapped)
+            ):
+                largest = max(largest, found.untyped_storage().nbytes())
+            return found
+
+    with Watch():
+        found = prdc(real=mapped[0], generated=mapped[1], block=128)
+    assert 0 < largest < x.nbytes / 2
+    assert four(found) == four(prdc(real=x, generated=y))
 
 
 def test_swap_collapse_and_outliers() -> None:

@@ -5,7 +5,7 @@ After Sadat et al. 2024, 2410.02416, section 5. No value is good by itself; near
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,6 +31,19 @@ class Colour:
 
     def __len__(self) -> int:
         return len(self.saturation)
+
+    def ordered(self, order: Sequence[int]) -> Colour:
+        """Of these pictures, in this order."""
+        return Colour(*(getattr(self, f.name)[list(order)] for f in fields(self)))
+
+    def stacked(self) -> np.ndarray:
+        """float64 (N, statistics), for sending and saving."""
+        return np.stack([getattr(self, f.name) for f in fields(self)], 1)
+
+    @classmethod
+    def unstacked(cls, table: np.ndarray) -> Colour:
+        """The inverse of `stacked`."""
+        return cls(*(np.ascontiguousarray(column) for column in table.T))
 
     @classmethod
     def joined(cls, parts: Iterable[Colour]) -> Colour:

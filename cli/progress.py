@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,32 +11,51 @@ if TYPE_CHECKING:
     from ..generation.pictures import Sample
 
 
+def _bar() -> Any:
+    """What somebody sees who looks: what, how many of how many, time gone and time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar a source that is read: gives the `progress` of `evaluation.score`."""
+    with _bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(source: str, done: int, of: int | None) -> None:
+            if source not in tasks:
+                tasks[source] = bar.add_task(f"reading {source}", total=of)
+            bar.update(tasks[source], completed=done)
+
+        yield told
+
+
 class PictureProgress:
     """A bar in units of pictures that also moves with the steps of a batch."""
 
     def __init__(self, batch_size: int):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
+        self.bar = _bar()
         self.batch_size, self.made, self.total = batch_size, 0, 0
         self.task: Any = None
 

@@ -14,63 +14,78 @@ if TYPE_CHECKING:
     from .features import FEATURES, Extractor, open_features
     from .judges import Judge
     from .metrics.adherence import Adherence, adherence
+    from .metrics.authenticity import authenticity
+    from .metrics.classifier_precision import classifier_precision
+    from .metrics.clip_score import ClipScore, clip_score
+    from .metrics.cmmd import cmmd
     from .metrics.colour import Colour, colour_statistics, compare_colour, wasserstein
+    from .metrics.copying_test import copying_test
     from .metrics.frechet import frechet_distance, frechet_from_features, frechet_from_moments
+    from .metrics.frechet_infinity import frechet_infinity
+    from .metrics.halves_test import disjoint_halves_report
+    from .metrics.inception_score import inception_score
     from .metrics.intervals import mean_interval, paired_difference, unpaired_difference, wilson
+    from .metrics.kernel_distance import kernel_distance
+    from .metrics.memorisation_fid import memorisation_fid
     from .metrics.moments import Moments
+    from .metrics.nearest import nearest
     from .metrics.prdc import PRDC, expected_coverage, prdc, radii
+    from .metrics.ratio_divergence import ratio_divergence
+    from .metrics.realism import realism
     from .metrics.registry import METRICS, MetricSpec
+    from .metrics.riesz import energy_distance
+    from .metrics.sid import sid
+    from .metrics.sliced_energy import sliced_energy_distance
+    from .metrics.strangers import strangers
+    from .metrics.suspects import suspects
+    from .metrics.vendi import vendi, vendi_by_class
     from .pairing import compare_adherence
-    from .picture import Picture
     from .results import Report, Result
     from .scoring import reference, score
-    from .sources import ImageSource, open_source
-    from .torch_metrics import (
-        ContrastMetric,
-        FrechetDistanceMetric,
-        PRDCMetric,
-        SaturationMetric,
-    )
+    from .sources import ImageSource, Picture, SamplerSource, open_source
+    from .statistics import read_statistics, write_statistics
+    from .store import FeatureStore
+    from .torch_metrics import ContrastMetric, FrechetDistanceMetric, PRDCMetric, SaturationMetric, ScoreMetric
 
-_WHERE = {
-    "Collected": "collect",
-    "FEATURES": "features",
-    "Extractor": "features",
-    "open_features": "features",
-    "Judge": "judges",
-    "Adherence": "metrics.adherence",
-    "adherence": "metrics.adherence",
-    "Colour": "metrics.colour",
-    "colour_statistics": "metrics.colour",
-    "compare_colour": "metrics.colour",
-    "wasserstein": "metrics.colour",
-    "frechet_distance": "metrics.frechet",
-    "frechet_from_features": "metrics.frechet",
-    "frechet_from_moments": "metrics.frechet",
-    "mean_interval": "metrics.intervals",
-    "paired_difference": "metrics.intervals",
-    "unpaired_difference": "metrics.intervals",
-    "wilson": "metrics.intervals",
-    "Moments": "metrics.moments",
-    "PRDC": "metrics.prdc",
-    "expected_coverage": "metrics.prdc",
-    "prdc": "metrics.prdc",
-    "radii": "metrics.prdc",
-    "METRICS": "metrics.registry",
-    "MetricSpec": "metrics.registry",
-    "compare_adherence": "pairing",
-    "Picture": "picture",
-    "Report": "results",
-    "Result": "results",
-    "reference": "scoring",
-    "score": "scoring",
-    "ImageSource": "sources",
-    "open_source": "sources",
-    "ContrastMetric": "torch_metrics",
-    "FrechetDistanceMetric": "torch_metrics",
-    "PRDCMetric": "torch_metrics",
-    "SaturationMetric": "torch_metrics",
+_NAMES = {
+    "collect": ("Collected",),
+    "features": ("FEATURES", "Extractor", "open_features"),
+    "judges": ("Judge",),
+    "metrics.adherence": ("Adherence", "adherence"),
+    "metrics.authenticity": ("authenticity",),
+    "metrics.classifier_precision": ("classifier_precision",),
+    "metrics.clip_score": ("ClipScore", "clip_score"),
+    "metrics.cmmd": ("cmmd",),
+    "metrics.colour": ("Colour", "colour_statistics", "compare_colour", "wasserstein"),
+    "metrics.copying_test": ("copying_test",),
+    "metrics.frechet": ("frechet_distance", "frechet_from_features", "frechet_from_moments"),
+    "metrics.frechet_infinity": ("frechet_infinity",),
+    "metrics.halves_test": ("disjoint_halves_report",),
+    "metrics.inception_score": ("inception_score",),
+    "metrics.intervals": ("mean_interval", "paired_difference", "unpaired_difference", "wilson"),
+    "metrics.kernel_distance": ("kernel_distance",),
+    "metrics.memorisation_fid": ("memorisation_fid",),
+    "metrics.moments": ("Moments",),
+    "metrics.nearest": ("nearest",),
+    "metrics.prdc": ("PRDC", "expected_coverage", "prdc", "radii"),
+    "metrics.ratio_divergence": ("ratio_divergence",),
+    "metrics.realism": ("realism",),
+    "metrics.registry": ("METRICS", "MetricSpec"),
+    "metrics.riesz": ("energy_distance",),
+    "metrics.sid": ("sid",),
+    "metrics.sliced_energy": ("sliced_energy_distance",),
+    "metrics.strangers": ("strangers",),
+    "metrics.suspects": ("suspects",),
+    "metrics.vendi": ("vendi", "vendi_by_class"),
+    "pairing": ("compare_adherence",),
+    "results": ("Report", "Result"),
+    "scoring": ("reference", "score"),
+    "sources": ("ImageSource", "Picture", "SamplerSource", "open_source"),
+    "statistics": ("read_statistics", "write_statistics"),
+    "store": ("FeatureStore",),
+    "torch_metrics": ("ContrastMetric", "FrechetDistanceMetric", "PRDCMetric", "SaturationMetric", "ScoreMetric"),
 }
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_WHERE)
 
 

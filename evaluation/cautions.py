@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .collect import Collected
-from .measures import Evidence
+from .measures.evidence import Evidence
 
 _BALLS = {"precision", "recall", "density", "coverage"}
 
@@ -13,15 +13,16 @@ _BALLS = {"precision", "recall", "density", "coverage"}
 def cautions(evidence: Evidence, metrics: Sequence[str], guide: str = "") -> Iterator[str]:
     """One line each. guide: the hash of the weights of the classifier that guided, if known."""
     sets = {"generated": evidence.generated} | ({"real": evidence.real} if evidence.real else {})
-    yield from _sizes(sets, metrics)
+    yield from _sizes(evidence, sets, metrics)
     for name, collected in sets.items():
-        if collected.features is not None and collected.duplicates:
-            count = round(collected.duplicates * len(collected))
+        space = collected.space(evidence.space) if collected.spaces else None
+        if space and space.has_rows and space.duplicates:
+            count = round(space.duplicates * len(collected))
             yield f"{count} of {len(collected)} {name} pictures have the same features as an earlier one"
         if missing := collected.notes["pictures of the manifest are missing"]:
             yield f"{missing} {name} pictures of the manifest are missing: was there a choice?"
-        if (extractor := collected.extractor) and extractor.side:
-            side = extractor.side
+        if space and space.side:
+            side = space.side
             if other := [f"{w}x{h}" for h, w in collected.sizes if (h, w) != (side, side)]:
                 yield f"{name} pictures of {', '.join(other)} were resized to {side}x{side} for the features"
     if len(sets) == 2:
@@ -31,13 +32,12 @@ def cautions(evidence: Evidence, metrics: Sequence[str], guide: str = "") -> Ite
         yield "the judge is the classifier that guided: adherence says how well it was pleased, not what is seen"
 
 
-def _sizes(sets: dict[str, Collected], metrics: Sequence[str]) -> Iterator[str]:
-    counts = {name: len(collected) for name, collected in sets.items()}
+def _sizes(evidence: Evidence, sets: dict[str, Collected], metrics: Sequence[str]) -> Iterator[str]:
+    counts = {name: len(collected) for name, collected in sets.items() if len(collected)}
     if not ("frechet" in metrics or _BALLS & set(metrics)):
         return
     least = min(counts.values())
-    features = sets["generated"].features
-    width = features.shape[1] if features is not None else 0
+    width = evidence.seen("generated").width if evidence.generated.spaces else 0
     if "frechet" in metrics and least <= width:
         yield f"frechet: {least} pictures for {width} features make a singular covariance; give more than {20 * width}"
     elif "frechet" in metrics and least < min(10_000, 20 * width):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,151 +13,229 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .features import ROWS, Extractor
+from .features import ROWS, Extractor, FullCalls
 from .judges import Judge
+from .judging import Judgement, Judging
 from .metrics.colour import Colour, colour_statistics
-from .metrics.duplicates import duplicated_share, representatives
-from .metrics.prdc import Radii, radii
-from .picture import Picture
-from .sources import ImageSource, size_of
+from .metrics.prdc import Radii
+from .processes import Processes
+from .sources import ImageSource, Picture, items, size_of
+from .space import Space, identity_of
+from .store import FeatureStore
 
 Progress = Callable[[str, int, int | None], None]  # (name of the source, pictures done, of how many if known)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the captions of N pictures state, and what a judge sees in them: attribute -> N class names."""
-
-    judge: Judge
-    stated: list[Mapping[str, Any]]
-    seen: dict[str, list[Any]]
 
 
 @dataclass
 class Collected:
     """What is known of a set of pictures. Give it as `real=` to score many runs against one reference.
 
-    features: float32 (N, D), or None when none were asked for.
+    spaces: the set as each extractor sees it, by the extractor's name, the first one being the default.
+    source: where the pictures can be seen again, if they can.
     """
 
     name: str
     keys: list[str]
     texts: list[str | None]
-    features: Tensor | None
-    extractor: Extractor | None
+    labels: list[str | int | None]
+    spaces: dict[str, Space]
     colour: Colour
     judgement: Judgement | None = None
     unjudged: str = ""  # why there is none
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width)
     notes: Counter[str] = field(default_factory=Counter)
-    _radii: dict[int, Radii] = field(default_factory=dict, repr=False)
+    count: int = 0  # pictures, where their names are not known
+    source: ImageSource | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.keys) or self.count
 
-    def needed_features(self) -> Tensor:
-        """The features, which must have been asked for."""
-        if self.features is None:
+    def space(self, name: str = "") -> Space:
+        """As the extractor of that name sees it; the first one without a name. Errors: nobody looked."""
+        if not self.spaces:
             raise UsageError(f"{self.name} was collected without features; collect it with features='embedded'")
-        return self.features
+        if name and name not in self.spaces:
+            seen = ", ".join(self.spaces)
+            raise UsageError(f"{self.name} was collected with features {seen}, not {name}; collect it again")
+        return self.spaces[name or next(iter(self.spaces))]
 
     def radii(self, k: int, device: torch.device | str = "cpu") -> Radii:
-        """Distances to the k-th neighbours, computed once."""
-        if k not in self._radii:
-            self._radii[k] = radii(self.needed_features().to(device), k)
-        return self._radii[k]
-
-    @cached_property
-    def duplicates(self) -> float:
-        """The share of pictures whose features equal those of an earlier one."""
-        return duplicated_share(representatives(self.needed_features()))
+        """Distances to the k-th neighbours in the first space, computed once."""
+        return self.space().radii(k, device)
 
 
 def collect(
     source: ImageSource,
     *,
-    extractor: Extractor | None,
+    extractors: Sequence[Extractor] = (),
     judge: Judge | None = None,
     strict: bool = True,
     progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Collected:
-    """Read a source once.
+    """Read a source once; every picture passes every network once.
 
     With a judge, captions must be known and understood. strict: a UsageError names the first that is not; otherwise
-    the set stays unjudged, and says why.
+    the set stays unjudged, and says why. processes: each reads its part, and all of them get the whole.
     """
-    keys: list[str] = []
-    texts: list[str | None] = []
-    features: list[Tensor] = []
-    colours: list[Colour] = []
-    sizes: Counter[tuple[int, int]] = Counter()
-    judging = _Judging(judge, strict, source.name)
-    for batch in _batches(source):
-        keys += [picture.key for picture in batch]
-        texts += [picture.text for picture in batch]
-        pixels = torch.from_numpy(np.stack([picture.pixels for picture in batch])).permute(0, 3, 1, 2).contiguous()
-        sizes[pixels.shape[2], pixels.shape[3]] += len(batch)
-        judging.take(batch, pixels)
-        colours.append(colour_statistics(pixels))
-        if extractor:
-            features.append(extractor(pixels))
-        if progress:
-            progress(source.name, len(keys), size_of(source))
-    if not keys:
+    processes = processes or Processes()
+    part = _Part(source, extractors, Judging(judge, strict, source.name))
+    error = None
+    try:
+        for first, batch in _batches(_mine(source, processes)):
+            part.take(first, batch)
+            if progress:
+                progress(source.name, min(part.count * processes.world, size_of(source) or 2**62), size_of(source))
+    except UsageError as caught:
+        error = caught
+    parts = processes.gathered((part.found(), error))  # also after an error, for the mates wait here
+    if errors := [e for _, e in parts if e]:
+        raise errors[0]
+    joined = _joined([found for found, _ in parts])
+    if not joined["keys"]:
         raise UsageError(f"{source.name} gave no pictures")
+    return _collected(source, extractors, judge, joined)
+
+
+class _Part:
+    """What one process found so far."""
+
+    def __init__(self, source: ImageSource, extractors: Sequence[Extractor], judging: Judging):
+        self.source, self.judging = source, judging
+        self.calls = [FullCalls(extractor) for extractor in extractors]
+        self.positions: list[int] = []
+        self.keys: list[str] = []
+        self.texts: list[str | None] = []
+        self.labels: list[str | int | None] = []
+        self.stores: dict[tuple[str, str], FeatureStore] = {}
+        self.colours: list[Colour] = []
+        self.sizes: Counter[tuple[int, int]] = Counter()
+
+    @property
+    def count(self) -> int:
+        return len(self.keys)
+
+    def take(self, first: int, batch: Sequence[Picture]) -> None:
+        self.positions += range(first, first + len(batch))
+        self.keys += [picture.key for picture in batch]
+        self.texts += [picture.text for picture in batch]
+        self.labels += [picture.label for picture in batch]
+        pixels = torch.from_numpy(np.stack([picture.pixels for picture in batch])).permute(0, 3, 1, 2).contiguous()
+        self.sizes[pixels.shape[2], pixels.shape[3]] += len(batch)
+        self.judging.take(batch, pixels)
+        self.colours.append(colour_statistics(pixels))
+        for calls in self.calls:
+            self._keep(calls.extractor.name, calls.take(pixels))
+
+    def _keep(self, name: str, found: Iterable[Mapping[str, Tensor]]) -> None:
+        for outputs in found:
+            for output, rows in outputs.items():
+                self.stores.setdefault((name, output), FeatureStore()).append(rows)
+
+    def found(self) -> dict[str, Any]:
+        """Everything by name; what there is one of for each picture is in the order of `positions`."""
+        for calls in self.calls:
+            self._keep(calls.extractor.name, calls.rest())
+        judgement = self.judging.judgement()
+        return {
+            "positions": self.positions,
+            "keys": self.keys,
+            "texts": self.texts,
+            "labels": self.labels,
+            "rows": {name: store.rows() for name, store in self.stores.items()},
+            "colour": Colour.joined(self.colours),
+            "stated": judgement.stated if judgement else None,
+            "seen": judgement.seen if judgement else None,
+            "unjudged": self.judging.failure,
+            "sizes": self.sizes,
+            "notes": Counter(self.source.notes),
+            "opening": Counter(getattr(self.source, "opening_notes", {})),  # in the notes of every process
+        }
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The parts of all processes as one, in the order of the source."""
+    if len(parts) == 1:
+        return parts[0]
+    read = [part for part in parts if part["keys"]]
+    order = np.argsort([p for part in read for p in part["positions"]], kind="stable").tolist()
+    failure = next((part["unjudged"] for part in read if part["unjudged"]), "")
+
+    def each(name: str) -> list[Any]:
+        together = [value for part in read for value in part[name]]
+        return [together[i] for i in order]
+
+    def ordered(values: Tensor) -> Tensor:
+        return values[order]
+
+    heads = read[0]["seen"] if read and not failure else {}
+    seen = {head: [x for part in read for x in part["seen"][head]] for head in heads or ()}
+    return {
+        "keys": each("keys"),
+        "texts": each("texts"),
+        "labels": each("labels"),
+        "rows": {n: ordered(torch.cat([part["rows"][n] for part in read])) for n in (read[0]["rows"] if read else ())},
+        "colour": Colour.joined(part["colour"] for part in read).ordered(order),
+        "stated": each("stated") if read and not failure else None,
+        "seen": {head: [values[i] for i in order] for head, values in seen.items()},
+        "unjudged": failure,
+        "sizes": sum((part["sizes"] for part in read), Counter()),
+        "notes": read[0]["opening"] + sum((part["notes"] - part["opening"] for part in read), Counter())
+        if read
+        else {},
+    }
+
+
+def _collected(
+    source: ImageSource, extractors: Sequence[Extractor], judge: Judge | None, found: Mapping[str, Any]
+) -> Collected:
+    spaces = {
+        e.name: Space(
+            e.name,
+            identity_of(e),
+            {output: rows for (name, output), rows in found["rows"].items() if name == e.name},
+            source=source.name,
+            side=e.side,
+            distance=e.distance,
+        )
+        for e in extractors
+    }
+    judged = judge is not None and found["stated"] is not None and not found["unjudged"]
     return Collected(
         source.name,
-        keys,
-        texts,
-        torch.cat(features) if extractor else None,
-        extractor,
-        Colour.joined(colours),
-        judging.judgement(),
-        judging.failure,
-        sizes,
-        Counter(source.notes),
+        found["keys"],
+        found["texts"],
+        found["labels"],
+        spaces,
+        found["colour"],
+        Judgement(judge, found["stated"], found["seen"]) if judged and judge else None,
+        found["unjudged"],
+        found["sizes"],
+        found["notes"],
+        source=source,
     )
 
 
-class _Judging:
-    """What captions state and what the judge sees, batch by batch, until a caption fails."""
+def _mine(source: ImageSource, processes: Processes) -> Iterator[tuple[int, Picture]]:
+    """The pictures that this process reads, with their places in the source."""
+    if processes.world == 1:
+        return enumerate(source)
 
-    def __init__(self, judge: Judge | None, strict: bool, source: str):
-        self.judge, self.strict, self.source = judge, strict, source
-        self.failure = "" if judge else "no judge was asked"
-        self.stated: list[Mapping[str, Any]] = []
-        self.seen: dict[str, list[Any]] = {}
+    def places() -> Iterator[int]:
+        return (place for place in itertools.count() if processes.mine(place, ROWS))
 
-    def take(self, batch: Sequence[Picture], pixels: Tensor) -> None:
-        if not self.judge or self.failure:
-            return
-        try:
-            self.stated += [self._stated(self.judge, picture) for picture in batch]
-        except UsageError as error:
-            if self.strict:
-                raise
-            self.failure = str(error)
-            return
-        for name, found in self.judge.predict(pixels).items():
-            self.seen.setdefault(name, []).extend(found)
-
-    def judgement(self) -> Judgement | None:
-        return Judgement(self.judge, self.stated, self.seen) if self.judge and not self.failure else None
-
-    def _stated(self, judge: Judge, picture: Picture) -> Mapping[str, Any]:
-        if picture.text is None:
-            fix = "put a captions.csv (file,caption) beside the pictures, or pass captions="
-            raise UsageError(f"{self.source}: picture {picture.key} has no caption; {fix}")
-        return judge.parse(picture.text)
+    return zip(places(), items(source, places()))
 
 
-def _batches(pictures: Iterable[Picture]) -> Iterator[Sequence[Picture]]:
-    """At most ROWS pictures in a row that have one size."""
-    batch: list[Picture] = []
-    for picture in pictures:
-        if batch and (len(batch) == ROWS or picture.pixels.shape != batch[0].pixels.shape):
-            yield batch
+def _batches(pictures: Iterable[tuple[int, Picture]]) -> Iterator[tuple[int, list[Picture]]]:
+    """(place of the first, at most ROWS pictures in a row that have one size)."""
+    first, batch = 0, list[Picture]()
+    for place, picture in pictures:
+        full = len(batch) == ROWS or place != first + len(batch)
+        if batch and (full or picture.pixels.shape != batch[0].pixels.shape):
+            yield first, batch
             batch = []
+        first = first if batch else place
         batch.append(picture)
     if batch:
-        yield batch
+        yield first, batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from ..storage import disk_errors, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
-SCHEMA = "pilotage.metrics/1"
+SCHEMA = "pilotage.metrics/2"
+WAYS = {True: ("↑", "higher is better"), False: ("↓", "lower is better"), None: ("≈", "near real is best")}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Result:
     n_real: int = 0
     n_generated: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+    cautions: tuple[str, ...] = ()  # what would mislead a reader
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __float__(self) -> float:
@@ -67,6 +70,10 @@ class Report:
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self.results)
+
+    def made_in(self, environment: Mapping[str, Any]) -> Report:
+        """The same report, with where it was made."""
+        return replace(self, environment=environment)
 
     def to_json(self) -> str:
         """The report as JSON, sorted only where order carries no meaning; nan and infinity become null."""
@@ -103,31 +110,62 @@ class Report:
             raise UsageError(f"{file} is no report of pilotage; score again") from None
 
     def table(self) -> Table:
-        """For a terminal: value, interval, null and real value, and which way is better."""
+        """For a terminal of 100 columns or more: value, interval, null and real value, which way is better, protocol.
+
+        A protocol that is that of the line above is shown as ″. Below the table stand what the null values are and why
+        metrics were left out.
+        """
+        from rich import box
         from rich.table import Table
 
-        table = Table(title="Scores", title_justify="left")
-        for column in ("metric", "value", "95 % interval", "null", "real", "better"):
-            table.add_column(column, justify="left" if column in ("metric", "better") else "right")
+        table = Table(title="Scores", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("metric", "value", "95 % interval", "null", "real"):
+            figure = column != "metric"
+            table.add_column(column, justify="right" if figure else "left", no_wrap=figure, overflow="fold")
+        table.add_column("protocol", min_width=18)
+        above = ""
         for result in self.results:
-            table.add_row(*_row(result))
-        for name, reason in self.skipped.items():
-            table.add_row(name, "–", "", "", "", f"left out: {reason}", style="dim")
+            table.add_row(*_row(result, above))
+            above = result.protocol
+        for name in self.skipped:
+            table.add_row(_text(name), "–", "", "", "", "left out, see below", style="dim")
+        left_out = [f"{name} was left out: {reason}" for name, reason in self.skipped.items()]
+        table.caption, table.caption_justify = _text("\n".join([*_legend(self.results), *left_out])), "left"
         return table
 
 
-_WAYS = {True: "higher", False: "lower", None: "near real"}
-
-
-def _row(result: Result) -> tuple[str, ...]:
-    interval = f"{result.interval[0]:.4g} … {result.interval[1]:.4g}" if result.interval else ""
+def _row(result: Result, above: str) -> tuple[Text, ...]:
+    interval = f"{result.interval[0]:.3g} … {result.interval[1]:.3g}" if result.interval else ""
     null, real = (f"{v:.4g}" if v is not None else "" for v in (result.null, result.real))
-    return result.name, f"{result.value:.4g}", interval, null, real, _WAYS[result.higher_is_better]
+    protocol = "″" if result.protocol and result.protocol == above else result.protocol
+    value = f"{result.value:.4g} {WAYS[result.higher_is_better][0]}"
+    return tuple(_text(cell) for cell in (result.name, value, interval, null, real, protocol))
+
+
+def _legend(results: Iterable[Result]) -> list[str]:
+    """What the arrows mean, and of which kind the null values are."""
+    found = list(results)
+    kinds: dict[str, list[str]] = {}
+    for result in found:
+        if result.null is not None:
+            kinds.setdefault(result.null_kind, []).append(result.name)
+    ways = {WAYS[result.higher_is_better] for result in found}
+    arrows = ", ".join(" ".join(way) for way in WAYS.values() if way in ways)
+    nulls = [f"null of {', '.join(names)}: {kind}" for kind, names in kinds.items() if kind]
+    return [line for line in (arrows, *nulls) if line]
+
+
+def _text(content: str) -> Text:
+    """Brackets are those of a name, not markup."""
+    from rich.text import Text
+
+    return Text(content)
 
 
 def _result(found: dict[str, Any]) -> Result:
     interval = found.get("interval")
-    result = Result(**{**found, "interval": tuple(interval) if interval else None})
+    ends = tuple(math.nan if end is None else end for end in interval) if interval else None
+    result = Result(**{**found, "interval": ends, "cautions": tuple(found.get("cautions", ()))})
     return replace(result, value=math.nan) if result.value is None else result
 
 

@@ -1,76 +1,179 @@
-"""score: pictures in, report out. Every picture passes the network once, whatever the number of metrics."""
+"""score: pictures in, report out. Every picture passes every network once, whatever the number of metrics."""
 
 from __future__ import annotations
 
-import os
-import platform
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..errors import UsageError
-from ..registry import Spec
-from ..version import __version__
 from .cautions import cautions
 from .collect import Collected, Progress, collect
+from .environment import environment, open_device
 from .features import Extractor, open_features, weights_hash
 from .judges import Judge, open_judge
-from .measures import SEED, Evidence, generic
-from .metrics.registry import MetricSpec, chosen, needs_of
-from .results import Report, Result
+from .measures.evidence import SEED, Evidence
+from .metrics.registry import SUITES, chosen, lines_of
+from .plan import Plan
+from .processes import Processes
+from .results import Report
 from .sources import open_source
+from .space import check_same, identity_of
+from .statistics import is_statistics, read_statistics
 
-VERSION = 1  # of the definitions of the metrics
+VERSION = 2  # of the definitions of the metrics
 
 
 def score(
     *,
     generated: Any,
     real: Any = None,
+    train: Any = None,
+    test: Any = None,
     metrics: Iterable[str] | str | None = None,
     features: Any = "embedded",
     judge: str | Judge = "embedded",
     k: int = 5,
     device: torch.device | str = "auto",
     guided_by: str | nn.Module | None = None,
+    assume: str | None = None,
     value_range: tuple[float, float] | None = None,
     background: tuple[int, int, int] | None = None,
     captions: Iterable[str] | None = None,
     progress: Progress | None = None,
+    look: Callable[[str, Evidence], None] | None = None,
 ) -> Report:
     """Score generated pictures, against real ones where a metric needs them.
 
-    generated, real: what `open_source` takes, or a `Collected` from `reference`. metrics: names of `METRICS` or the
-    groups prdc and colour; named ones must be possible, while of the default (all) those that are not are left out with
-    the reason. features: a name of `FEATURES` or a callable uint8 (n, 3, H, W) -> (n, D). k: neighbours. guided_by: the
-    classifier that guided, or the hash of its weights, which must not be the judge. value_range, background, captions:
-    see `open_source`; captions are those of the generated pictures. progress(source, done, of how many).
+    generated, real: what `open_source` takes, or a `Collected` from `reference`; real also a file of statistics.
+    train, test: pictures that the model was trained on, and pictures like them that it was not, for memorisation.
+    metrics: names of `METRICS`, lines with settings, or groups (prdc, colour, quick, standard, full). What is named
+    must be possible; of quick (the default), standard and full, what is not is left out with the reason.
+    features: a name of `FEATURES` with settings or a callable uint8 (n, 3, H, W) -> (n, D), or several of them, the
+    first being that of metrics that are not bound to one. k: neighbours. device: "auto", "cpu", "cuda".
+    guided_by: the classifier that guided, or the hash of its weights, which must not be the judge.
+    assume: the preprocessing of a foreign statistics file, which does not say it.
+    value_range, background, captions: see `open_source`; captions are those of the generated pictures.
+    progress: called with (source, pictures done, of how many). look: called with ("", evidence) after it was measured,
+    for what a report shows beside numbers (`galleries.galleries`).
+    Under `accelerate launch` each process reads its part of every source, and all return the same report.
     """
+    if captions is not None:
+        generated = open_source(generated, value_range=value_range, background=background, captions=captions)
+    return score_each(
+        generated={"": generated},
+        real=real,
+        train=train,
+        test=test,
+        metrics=metrics,
+        features=features,
+        judge=judge,
+        k=k,
+        device=device,
+        guided_by=guided_by,
+        assume=assume,
+        value_range=value_range,
+        background=background,
+        progress=progress,
+        look=look,
+    )[""]
+
+
+def score_each(
+    *,
+    generated: Mapping[str, Any],
+    real: Any = None,
+    train: Any = None,
+    test: Any = None,
+    metrics: Iterable[str] | str | None = None,
+    features: Any = "embedded",
+    judge: str | Judge = "embedded",
+    k: int = 5,
+    device: torch.device | str = "auto",
+    guided_by: str | nn.Module | None = None,
+    assume: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    background: tuple[int, int, int] | None = None,
+    progress: Progress | None = None,
+    look: Callable[[str, Evidence], None] | None = None,
+) -> dict[str, Report]:
+    """Several sets of generated pictures by name, as `score` does one; what they are compared with is read once."""
     began = time.perf_counter()
-    plan = _Plan(chosen([metrics] if isinstance(metrics, str) else metrics), strict=metrics is not None)
-    place = _device(device)
+    processes, place = Processes.found(), open_device(device)
+    lines = lines_of(metrics) if isinstance(metrics, str) else None if metrics is None else list(metrics)
+    plan = Plan(chosen(lines), strict=lines is not None and not set(lines) & set(SUITES))
     options = {"value_range": value_range, "background": background}
-    made = _opened(generated, options | {"captions": captions})
-    truth = None if real is None else _opened(real, options)
-    if truth is None:
-        plan.leave_out("real", "it needs real pictures; give real=, for example embedded:test:2000")
-    extractor = plan.attempt("features", lambda: open_features(features, place))
-    judging = plan.attempt("captions", lambda: open_judge(judge))
-    made = _collected(made, extractor, judging, plan.strict, progress)
-    truth = None if truth is None else _collected(truth, extractor, judging, False, progress)
-    provenance = _provenance(extractor, judging, k, place)
-    evidence = Evidence(made, truth, k, place, "recall" in plan.wanted, provenance)
-    results = plan.measure(evidence)
+    given = {
+        which: source for which, source in (("real", real), ("train", train), ("test", test)) if source is not None
+    }
+    opened = {which: _opened(source, options, assume) for which, source in given.items()}
+    made = {name: _opened(source, options, assume) for name, source in generated.items()}
+    for which in ("real", "train", "test"):
+        if which not in opened:
+            plan.without(which, f"it needs {which} pictures; give {which}=, for example embedded:test:2000")
+    extractors = plan.extractors(_several(features), place)
+    judging = plan.attempt(lambda: open_judge(judge), lambda one: "captions" in one.needs)
+
+    def read(source: Any, strict: bool) -> Collected:
+        return _collected(source, extractors, judging, strict, progress, processes, assume is not None)
+
+    sets = {which: read(source, False) for which, source in opened.items()}
+    reports = {}
+    for name, source in made.items():
+        evidence = _Evidence({**sets, "generated": read(source, plan.strict)}, extractors, judging, k, place)
+        seen = functools.partial(look, name) if look else None
+        report = processes.by_first(functools.partial(_measured, plan.copy(), evidence, _identity(guided_by), seen))
+        reports[name] = report.made_in(environment(place, time.perf_counter() - began, processes.world))
+    return reports
+
+
+class _Evidence:
+    """The sets as each of the extractors sees them: `evidence(space)`, made once."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, Collected],
+        extractors: Sequence[Extractor],
+        judge: Judge | None,
+        k: int,
+        device: torch.device,
+    ):
+        self.sets, self.judge, self.k, self.device = sets, judge, k, device
+        self.extractors = {extractor.name: extractor for extractor in extractors}
+        self.first = extractors[0].name if extractors else ""
+        self.known: dict[str, Evidence] = {}
+
+    def of(self, space: str, with_recall: bool) -> Evidence:
+        name = space or self.first
+        if name not in self.known:
+            extractor = self.extractors.get(name)
+            self.known[name] = Evidence(
+                **self.sets,
+                k=self.k,
+                device=self.device,
+                space=name,
+                extractor=extractor,
+                with_recall=with_recall,
+                provenance=_provenance(extractor, self.judge, self.k, self.device),
+            )
+        return self.known[name]
+
+
+def _measured(plan: Plan, evidence: _Evidence, guide: str, look: Callable[[Evidence], None] | None) -> Report:
+    with_recall = "recall" in plan.names
+    results = plan.measure(lambda space: evidence.of(space, with_recall))
+    first = evidence.of("", with_recall)
+    if look:
+        look(first)
+    said = (f"{result.name}: {caution}" for result in results for caution in result.cautions)
     return Report(
         results=tuple(results),
         skipped=plan.skipped,
-        warnings=tuple(cautions(evidence, list(plan.wanted), _identity(guided_by))),
-        sources={"generated": _about(made)} | ({"real": _about(truth)} if truth else {}),
-        environment=_environment(place, time.perf_counter() - began),
+        warnings=(*cautions(first, plan.names, guide), *said),
+        sources={name: _about(collected) for name, collected in sorted(evidence.sets.items())},
     )
 
 
@@ -86,79 +189,48 @@ def reference(
 ) -> Collected:
     """Read a set once, to score many runs against it: `score(generated=..., real=reference(...))`.
 
-    Features and neighbour radii are kept. With a judge, its rate on this set is reported as the ceiling of adherence.
+    features: one or several, as for `score`. Features and neighbour radii are kept; `statistics.write_statistics` puts
+    them into a file. With a judge, its rate on this set is reported as the ceiling of adherence.
     """
     opened = open_source(source, value_range=value_range, background=background)
     judging = None if judge is None else open_judge(judge)
-    extractor = open_features(features, _device(device))
-    return collect(opened, extractor=extractor, judge=judging, strict=False, progress=progress)
+    place = open_device(device)
+    extractors = [
+        open_features(one, place) for one in (features if isinstance(features, (list, tuple)) else [features])
+    ]
+    processes = Processes.found()
+    return collect(opened, extractors=extractors, judge=judging, strict=False, progress=progress, processes=processes)
 
 
-def _opened(source: Any, options: Mapping[str, Any]) -> Any:
-    return source if isinstance(source, Collected) else open_source(source, **options)
+def _several(features: Any) -> Sequence[Any]:
+    return features if isinstance(features, (list, tuple)) else [features]
+
+
+def _opened(source: Any, options: Mapping[str, Any], assume: str | None) -> Any:
+    if isinstance(source, Collected):
+        return source
+    if is_statistics(source):
+        return read_statistics(source, assume=assume)
+    return open_source(source, **options)
 
 
 def _collected(
-    source: Any, extractor: Extractor | None, judge: Judge | None, strict: bool, progress: Progress | None
+    source: Any,
+    extractors: Sequence[Extractor],
+    judge: Judge | None,
+    strict: bool,
+    progress: Progress | None,
+    processes: Processes,
+    assumed: bool,
 ) -> Collected:
     if not isinstance(source, Collected):
-        return collect(source, extractor=extractor, judge=judge, strict=strict, progress=progress)
-    for what in ("extractor_id", "preprocessing_id"):
-        before, now = getattr(source.extractor, what, None), getattr(extractor, what, None)
-        if extractor and before != now:
-            raise UsageError(f"{source.name} was collected with {what} {before}, not {now}; collect it again")
+        return collect(
+            source, extractors=extractors, judge=judge, strict=strict, progress=progress, processes=processes
+        )
+    for extractor in extractors:
+        space = source.space(extractor.name)
+        check_same(space.identity, identity_of(extractor), source.name, f"features {extractor.name}", assumed)
     return source
-
-
-class _Plan:
-    """What will be measured. strict: what was named must be possible; otherwise it is left out, with the reason."""
-
-    def __init__(self, wanted: Mapping[str, Spec], strict: bool):
-        self.wanted, self.strict = dict(wanted), strict
-        self.skipped: dict[str, str] = {}
-
-    def leave_out(self, need: str, reason: str) -> None:
-        """Nothing can be measured that needs this."""
-        for name in [name for name, spec in self.wanted.items() if need in needs_of(spec)]:
-            if self.strict:
-                raise UsageError(f"{name}: {reason}")
-            del self.wanted[name]
-            self.skipped[name] = reason
-
-    def attempt(self, need: str, opening: Callable[[], Any]) -> Any:
-        """Open what some metric needs; None if none does, or if it is not to be had."""
-        if not any(need in needs_of(spec) for spec in self.wanted.values()):
-            return None
-        try:
-            return opening()
-        except UsageError as error:
-            if self.strict:
-                raise
-            self.leave_out(need, str(error))
-            return None
-
-    def measure(self, evidence: Evidence) -> list[Result]:
-        """The results in the order of the metrics."""
-        results: list[Result] = []
-        for name, spec in list(self.wanted.items()):
-            own = spec.load_measure() if isinstance(spec, MetricSpec) else None
-            try:
-                results += (own or generic(name, spec))(evidence)
-            except UsageError as error:
-                if self.strict:
-                    raise
-                del self.wanted[name]
-                self.skipped[name] = str(error)
-        return results
-
-
-def _device(device: torch.device | str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen_device = torch.device(device)
-    if chosen_device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("this machine or this torch has no cuda; use device='cpu'")
-    return chosen_device
 
 
 def _identity(guide: str | nn.Module | None) -> str:
@@ -186,22 +258,3 @@ def _about(collected: Collected) -> dict[str, Any]:
         "captions": sum(text is not None for text in collected.texts),
         "notes": dict(collected.notes),
     }
-
-
-def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "pilotage": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 3),
-    }
-    if os.name == "posix":
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["peak_memory_mb"] = round(peak / (2**20 if platform.system() == "Darwin" else 2**10))
-    return found

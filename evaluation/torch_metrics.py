@@ -12,12 +12,16 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ..errors import UsageError
+from ..errors import UsageError, nearest
+from .collect import Collected
 from .features import Extractor, open_features
-from .metrics.colour import colour_statistics, wasserstein
+from .measures.evidence import Evidence
+from .metrics.colour import Colour, colour_statistics, wasserstein
 from .metrics.frechet import frechet_from_moments
 from .metrics.moments import Moments
 from .metrics.prdc import prdc
+from .metrics.registry import chosen
+from .space import Space
 
 
 class _OfFeatures(Metric):
@@ -109,6 +113,82 @@ class PRDCMetric(_OfFeatures):
         found = prdc(real=dim_zero_cat(self.real), generated=dim_zero_cat(self.generated), k=self.k, closed=self.closed)
         names = ("precision", "recall", "density", "coverage")
         return {n: torch.tensor(getattr(found, n), dtype=torch.float64, device=self.device) for n in names}
+
+
+SIDES = ("generated", "real", "train", "test")
+
+
+class ScoreMetric(Metric):
+    """Any metric of `METRICS` that needs no captions, by its line ("kid:estimator=subsets"), as `score` has it.
+
+    Features and colours of all pictures are kept; several processes bring theirs together before it is computed.
+    features: what `open_features` takes, or None for rows of features alone. k: neighbours.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, metric: str, features: Any = "embedded", k: int = 5, **settings: Any):
+        super().__init__(**settings)
+        self.wanted, self.k = chosen([metric]), k
+        self.extractor: Extractor | None = None if features is None else open_features(features)
+        if any({"captions", "texts"} & set(one.needs) for one in self.wanted):
+            raise UsageError(f"{metric} needs captions; use evaluation.score, which reads them")
+        for side in SIDES:
+            for kept in ("features", "logits", "colour"):
+                self.add_state(f"{side}_{kept}", default=[], dist_reduce_fx="cat")
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """As the registry has it; None where nearness to real pictures is what counts."""
+        return getattr(self.wanted[0].spec, "higher_is_better", None)
+
+    def update(self, images: Any = None, real: bool = False, *, side: str = "", features: Tensor | None = None) -> None:
+        """images: uint8 (B, 3, H, W) or (B, H, W, 3), generated ones or `real`; side: also "train" and "test".
+
+        features: (B, D) of any float dtype instead of images.
+        """
+        side = side or ("real" if real else "generated")
+        if side not in SIDES:
+            raise UsageError(f"side {side!r}: {nearest(side, SIDES)}")
+        if features is not None:
+            outputs = {"features": features}
+        else:
+            if images is None or self.extractor is None:
+                raise UsageError(
+                    "this metric has no extractor; pass features=(B, D) rows, or features='embedded' at first"
+                )
+            outputs = dict(self.extractor.outputs(images))
+            colour = colour_statistics(images)
+            getattr(self, f"{side}_colour").append(torch.from_numpy(colour.stacked()).to(self.device))
+        for name, rows in outputs.items():
+            getattr(self, f"{side}_{name}").append(rows.to(self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """float64 scalars by the names of the results."""
+        sets = {side: self._collected(side) for side in SIDES}
+        generated = sets.pop("generated")
+        if generated is None:
+            raise UsageError("there are no generated pictures yet; update first")
+        space = next(iter(generated.spaces))
+        real, train, test = (sets[side] for side in ("real", "train", "test"))
+        place = torch.device("cpu")
+        evidence = Evidence(generated, self.k, place, real=real, train=train, test=test, space=space)
+        found = [result for one in self.wanted for result in one.measuring()(evidence, one.name, **one.settings)]
+        return {r.name: torch.tensor(r.value, dtype=torch.float64, device=self.device) for r in found}
+
+    def _collected(self, side: str) -> Collected | None:
+        kept = {name: getattr(self, f"{side}_{name}") for name in ("features", "logits", "colour")}
+        if not len(kept["features"]):
+            return None
+        rows = {name: dim_zero_cat(kept[name]).cpu().float() for name in ("features", "logits") if len(kept[name])}
+        colour = (
+            Colour.unstacked(dim_zero_cat(kept["colour"]).cpu().numpy()) if len(kept["colour"]) else Colour.joined([])
+        )
+        name = self.extractor.name if self.extractor else "features"
+        called = self.extractor.distance if self.extractor else "fd_features"
+        space = Space(name, {}, rows, source=side, distance=called)
+        return Collected(side, [], [], [], {name: space}, colour, count=len(rows["features"]))
 
 
 class _OfColour(Metric):

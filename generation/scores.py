@@ -72,9 +72,9 @@ class Scorer:
         """Unknown names are refused before any picture is made."""
         if not self.metrics:
             return
-        from ..evaluation.metrics.registry import chosen, needs_of
+        from ..evaluation.metrics.registry import chosen
 
-        needs = {need for spec in chosen(self.metrics).values() for need in needs_of(spec)}
+        needs = {need for metric in chosen(self.metrics) for need in metric.needs}
         if "real" in needs and self.real is None:
             raise UsageError("these metrics need real pictures to compare with; give real, such as a folder")
 
@@ -97,7 +97,7 @@ class Scorer:
     def _names(self) -> list[str]:
         from ..evaluation.metrics.registry import chosen
 
-        return list(chosen(self.metrics))
+        return [metric.name for metric in chosen(self.metrics)]
 
     def _real(self) -> Collected | None:
         if self._reference is None and self.real is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from pilotage.errors import UsageError
 from pilotage.evaluation import FEATURES, frechet_distance, open_features
-from pilotage.evaluation.features import ROWS, RandomConvolutions, weights_hash
+from pilotage.evaluation.features import ROWS, Extractor, FullCalls, weights_hash
+from pilotage.evaluation.features.random import RandomConvolutions
 
 OWN = ("random", "pixels")
+SHIPPED = ("embedded", "score-norms", *OWN)  # those that need nothing to be fetched
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +42,56 @@ def test_batching_and_layout_do_not_matter(name: str) -> None:
     assert torch.equal(extractor(batch[::-1].copy()), whole.flip(0))
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_registered_extractors_say_who_they_are(name: str) -> None:
-    try:
-        extractor = open_features(name)
-    except UsageError as error:
-        pytest.skip(str(error))  # the embedded network's weights are made by training
-    assert FEATURES[name].summary
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_extractors_say_who_they_are(name: str) -> None:
+    extractor = open_features(name)
     assert extractor.extractor_id.startswith(name) and len(extractor.preprocessing_id) == 16
-    assert extractor(pictures(3)).shape[0] == 3
+    assert extractor(pictures(3)).shape == (3, extractor.dim)
+    assert extractor.distance == f"fd_{name}" and {"resize", "size", "mapping", "decoder", "rows"} <= {
+        *extractor.preprocessing_fields
+    }
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_registered_extractors_can_be_read_about(name: str) -> None:
+    spec = FEATURES[name]
+    assert spec.summary and callable(spec.load()) and spec.load().__name__ == name.replace("-", "_")
+    assert spec.defaults["device"] == "cpu"
+    assert (name in SHIPPED) == (not any("weights" in need or "checkpoint" in need for need in spec.needs))
+
+
+def test_settings_in_a_line() -> None:
+    seeded = open_features("random:seed=3")
+    assert seeded.weights == weights_hash(RandomConvolutions(3)) != open_features("random").weights
+    with pytest.raises(UsageError, match="no setting 'sede': did you mean seed"):
+        open_features("random:sede=3")
+
+
+def test_a_network_may_tell_more_than_features() -> None:
+    """What is prepared picture by picture is padded after that, and every output is cut and cast."""
+    seen = []
+
+    def network(values: Tensor) -> dict[str, Tensor]:
+        seen.append(values.shape)
+        return {"features": values, "logits": values[:, :2].to(torch.bfloat16)}
+
+    def halved(batch: Tensor) -> Tensor:
+        return batch.float().mean((2, 3)) / 2
+
+    extractor = Extractor("two", network, "none", prepare=halved)
+    batch = pictures(ROWS + 3)
+    found = extractor.outputs(batch)
+    assert seen == [(ROWS, 3), (ROWS, 3)]
+    assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
+        "features": ((ROWS + 3, 3), torch.float32),
+        "logits": ((ROWS + 3, 2), torch.float32),
+    }
+    assert torch.allclose(found["features"], torch.from_numpy(batch).float().mean((1, 2)) / 2)
+    assert torch.equal(extractor(batch), found["features"])
+    with pytest.raises(UsageError, match="must return features"):
+        Extractor("none", lambda values: {"logits": values}, "none", prepare=halved)(batch)
+    with pytest.raises(UsageError, match="must return logits"):
+        Extractor("odd", lambda v: {"features": v, "logits": v[:5]}, "none", prepare=halved)(batch)
 
 
 def test_random_weights_are_pinned() -> None:
@@ -135,3 +179,16 @@ def test_identities_differ_with_weights_and_preprocessing() -> None:
         digest.update(name.encode())
         digest.update(value.numpy().astype("<f4").tobytes())
     assert digest.hexdigest() == weights_hash(RandomConvolutions())
+
+
+def test_pictures_of_mixed_sizes_share_full_calls() -> None:
+    """As many calls as if all were of one size, and the features of each alone."""
+    rng = np.random.default_rng(0)
+    mixed = [torch.from_numpy(rng.integers(0, 256, (1, 3, side, side), dtype=np.uint8)) for side in (8, 16, 24) * 30]
+    plain, calls = open_features("pixels"), []
+    counted = replace(plain, network=lambda ready: calls.append(len(ready)) or plain.network(ready))
+    stream = FullCalls(counted)
+    found = [part for picture in mixed for part in stream.take(picture)]
+    rows = torch.cat([part["features"] for part in (*found, *stream.rest())])
+    assert calls == [64, 64] and len(rows) == 90
+    assert torch.equal(rows, torch.cat([plain(picture) for picture in mixed]))

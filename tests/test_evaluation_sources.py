@@ -231,7 +231,7 @@ def test_iterators_of_many_kinds() -> None:
     assert [p.text for p in found] == [None, None, "a caption", "b", "c", None, "d"]
     assert all((p.pixels == pixels(i)).all() for i, p in enumerate(found))
     refused(iter([]), "gave none")
-    refused(iter([Image.new("RGBA", (3, 3))]), r"convert\('RGB'\)")
+    refused(iter([Image.new("RGBA", (3, 3))]), "picture 0 is transparent; give a background")
     refused(iter([np.zeros(3, np.uint8)]), "picture 0")
 
 

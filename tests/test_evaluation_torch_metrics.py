@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,20 @@ import torch
 from torch import Tensor
 
 from pilotage.errors import UsageError
-from pilotage.evaluation import Moments, colour_statistics, frechet_distance, open_features, prdc, wasserstein
+from pilotage.evaluation import (
+    METRICS,
+    Moments,
+    colour_statistics,
+    frechet_distance,
+    open_features,
+    prdc,
+    score,
+    wasserstein,
+)
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
-from pilotage.evaluation import ContrastMetric, FrechetDistanceMetric, PRDCMetric, SaturationMetric  # noqa: E402
+from pilotage.evaluation import ContrastMetric, FrechetDistanceMetric, PRDCMetric, SaturationMetric, ScoreMetric  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +117,51 @@ def test_what_is_missing_is_said() -> None:
         FrechetDistanceMetric(None)
     with pytest.raises(UsageError, match="no extractor"):
         PRDCMetric(None).update(MADE, real=False)
+
+
+OF_PICTURES = [name for name, spec in METRICS.items() if not {"captions", "texts"} & set(spec.needs)]
+SETS = {"generated": pictures(80, 2, 30), "real": pictures(270, 1), "train": pictures(90, 3), "test": pictures(70, 4)}
+
+
+def with_logits(batch: Tensor) -> dict[str, Tensor]:
+    found = FEATURES.network(batch)
+    return {"features": found, "logits": found[:, :9]}
+
+
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_every_metric_of_the_registry_as_a_torch_metric(name: str) -> None:
+    """Fed in batches, by two processes whose states are merged, it is what `score` says."""
+    extractor = replace(FEATURES, name=METRICS[name].features or "random", network=with_logits)
+    line = f"{name}:steps=20" if name == "network-divergence" else name
+    parts = [ScoreMetric(line, extractor) for _ in range(2)]
+    for side, images in SETS.items():
+        for i, batch in enumerate(images.split(25)):
+            parts[i > 1].update(batch, side=side)
+    other, whole = parts[0], parts[1]  # merge_state puts the incoming first
+    whole.merge_state(other)
+    report = score(**SETS, metrics=[line], features=extractor)
+    assert {n: float(v) for n, v in whole.compute().items()} == pytest.approx(
+        {r.name: r.value for r in report}, rel=1e-6, nan_ok=True
+    )
+    assert whole.higher_is_better == METRICS[name].higher_is_better
+
+
+def test_a_score_metric_takes_settings_and_says_what_is_missing() -> None:
+    metric = ScoreMetric("kernel-distance:estimator=subsets,subsets=4,subset_size=20", None)
+    for side in ("real", "generated"):
+        metric.update(features=FEATURES(SETS[side]), side=side)
+    assert float(metric.compute()["kernel-distance"]) > 0
+    with pytest.raises(UsageError, match="this metric needs train pictures"):
+        fed_by_rows("authenticity")
+    with pytest.raises(UsageError, match="adherence needs captions"):
+        ScoreMetric("adherence")
+    with pytest.raises(UsageError, match="did you mean"):
+        ScoreMetric("kernl-distance")
+    with pytest.raises(UsageError, match="no generated pictures"), pytest.warns(UserWarning, match="before the"):
+        ScoreMetric("vendi", None).compute()
+
+
+def fed_by_rows(name: str) -> None:
+    metric = ScoreMetric(name, None)
+    metric.update(features=FEATURES(SETS["generated"]))
+    metric.compute()

@@ -1,0 +1,104 @@
+"""Several processes give the numbers of one: the same pictures, each read once, whatever their number."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pilotage.evaluation import score
+from pilotage.evaluation.processes import Processes
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ["frechet", "kernel-distance", "energy", "prdc", "colour", "vendi", "adherence"]
+REAL = "embedded:test:131"
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+from pilotage.errors import UsageError
+from pilotage.evaluation import score
+from pilotage.evaluation.processes import Processes
+source, real, metrics, out = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
+rank = Processes.found().rank
+try:
+    report = score(generated=source, real=real, metrics=metrics)
+    said = {"values": {r.name: r.value for r in report}, "nulls": {r.name: r.null for r in report},
+            "sources": dict(report.sources), "processes": report.environment["processes"]}
+except UsageError as error:
+    said = {"error": str(error)}
+open(f"{out}.{rank}", "w").write(json.dumps(said))
+"""
+
+
+def by(world: int, folder: Path, source: Path, metrics: list[str]) -> list[dict[str, Any]]:
+    """What each of `world` processes says."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    running = []
+    for rank in range(world):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, **{name: str(value) for name, value in (ranks | where).items()}}
+        arguments = [str(source), REAL, json.dumps(metrics), str(folder / "said")]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+            )
+        )
+    errors = [process.communicate(timeout=240)[1].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * world, errors[0][-2000:]
+    return [json.loads((folder / f"said.{rank}").read_text()) for rank in range(world)]
+
+
+@pytest.fixture(scope="module", name="made")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """149 pictures, two of them of another size and one with transparency, captioned."""
+    from pilotage.zoo import world
+
+    folder = tmp_path_factory.mktemp("made")
+    for i, picture in enumerate(world.pictures(range(500, 649), "test", 32)):
+        image = Image.fromarray(picture)
+        image = image.resize((40, 40)) if i in (3, 70) else image.convert("L") if i == 9 else image
+        image.save(folder / f"{i:04d}.png")
+    (folder / "prompts.txt").write_text("\n".join(world.captions(range(500, 649), "test")))
+    return folder
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_as_many_processes_as_one_likes(number: int, made: Path, tmp_path: Path) -> None:
+    alone = score(generated=made, real=REAL, metrics=METRICS)
+    everybody = by(number, tmp_path / "out", made, METRICS)
+    for said in everybody:
+        assert said["processes"] == number
+        assert said["values"] == pytest.approx({r.name: r.value for r in alone}, rel=1e-9, abs=1e-12)
+        nulls = {r.name: r.null for r in alone if r.null is not None}
+        assert {n: v for n, v in said["nulls"].items() if v is not None} == pytest.approx(nulls, rel=1e-9, abs=1e-12)
+        assert said["sources"] == json.loads(json.dumps(alone.sources))
+
+
+def test_an_error_of_one_process_is_that_of_all(made: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for i in range(70):
+        (broken / f"{i:04d}.png").write_bytes((made / f"{i:04d}.png").read_bytes() if i != 1 else b"no picture")
+    said = [one["error"] for one in by(2, tmp_path / "out", broken, ["frechet"])]
+    assert said[0] == said[1] and "0001.png" in said[0]
+    said = [one["error"] for one in by(2, tmp_path / "again", made.parent / "nowhere", ["frechet"])]
+    assert said[0] == said[1] and "nowhere" in said[0]
+
+
+def test_alone_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Processes.found() == Processes(0, 1)
+    assert Processes().gathered(np.pi) == [np.pi] and Processes().by_first(lambda: 7) == 7

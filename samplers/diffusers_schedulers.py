@@ -210,7 +210,7 @@ class LCM(Distilled):
 
     sampler_class = LCMSampler
 
-    def step(  # type: ignore[override]
+    def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> LCMSchedulerOutput | tuple[Tensor, Tensor]:
         x, prediction = self._told(model_output, timestep, sample, generator)

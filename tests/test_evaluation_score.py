@@ -226,6 +226,15 @@ def test_groups_and_single_names() -> None:
     assert [r.name for r in score(generated=pictures(9), metrics="colour")] == list(GROUPS["colour"])
 
 
+def test_a_metric_in_several_ways_is_called_by_its_lines() -> None:
+    lines = ["precision", "precision:features=pixels", "energy:r=0.5", "saturation", "sid:order=1", "sid"]
+    found = score(generated=pictures(60, 1), real=pictures(90), metrics=lines, features=["random", "pixels"])
+    names = ["precision", "precision:features=pixels", "energy", "saturation", "sid:order=1", "sid", "sid/order -1"]
+    assert [result.name for result in found] == names
+    assert found["precision"].protocol != found["precision:features=pixels"].protocol
+    assert "r=0.5" in found["energy"].protocol and found["sid:order=1"].value == found["sid"].value
+
+
 def test_one_reference_serves_many_runs() -> None:
     real = reference(pictures(90, 2), features="random")
     first = score(generated=pictures(80, 1), real=real, metrics="prdc", **SETTINGS)

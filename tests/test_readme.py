@@ -38,7 +38,7 @@ def test_a_command_of_the_readme(
     monkeypatch.chdir(folder)
     if "--allow-download" in command:  # the settings only: tests download nothing
         command = [*command, "--dry-run"]
-    command = ["embedded:test:64" if word == REAL else word for word in command]  # the same, sooner
+    command = ["embedded:test:140" if word == REAL else word for word in command]  # the same, sooner
     code = pilotage(*command)
     out, err = capsys.readouterr()
     assert (code, bool(out)) == (0, True), err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from ..metrics.intervals import mean_interval, wilson
@@ -11,26 +9,26 @@ from ..metrics.realism import realism as realism_of
 from ..results import Result
 from .evidence import NO_INTERVAL, Evidence
 
-_NullOf = Callable[[Evidence, str], tuple[float | None, str]]
+_Null = tuple[float | None, str]  # the value and how it was found
 _KIND = "Wilson 95 %, conditional: {} points vary, the other set and all radii fixed"
 
 
 def precision(evidence: Evidence, name: str) -> list[Result]:
     """Over generated points."""
     hits = evidence.balls.balls > 0
-    return [_share(evidence, name, evidence.balls.precision, hits, "generated", _of_halves)]
+    return [_share(evidence, name, evidence.balls.precision, hits, "generated", _of_halves(evidence, "precision"))]
 
 
 def recall(evidence: Evidence, name: str) -> list[Result]:
     """Over real points."""
     found = evidence.balls
-    return [_share(evidence, name, found.recall, found.recalled, "real", _of_halves)]
+    return [_share(evidence, name, found.recall, found.recalled, "real", _of_halves(evidence, "recall"))]
 
 
 def coverage(evidence: Evidence, name: str) -> list[Result]:
     """Over real points."""
     found = evidence.balls
-    return [_share(evidence, name, found.coverage, found.covered, "real", _by_formula)]
+    return [_share(evidence, name, found.coverage, found.covered, "real", (found.expected_coverage, "exact"))]
 
 
 def density(evidence: Evidence, name: str) -> list[Result]:
@@ -50,8 +48,8 @@ def density(evidence: Evidence, name: str) -> list[Result]:
     ]
 
 
-def _share(evidence: Evidence, name: str, value: float, hits: Tensor, over: str, null_of: _NullOf) -> Result:
-    null, null_kind = null_of(evidence, name)
+def _share(evidence: Evidence, name: str, value: float, hits: Tensor, over: str, expected: _Null) -> Result:
+    null, null_kind = expected
     return evidence.result(
         name,
         value,
@@ -63,13 +61,9 @@ def _share(evidence: Evidence, name: str, value: float, hits: Tensor, over: str,
     )
 
 
-def _of_halves(evidence: Evidence, name: str) -> tuple[float | None, str]:
+def _of_halves(evidence: Evidence, share: str) -> _Null:
     halves = evidence.balls_of_halves
-    return (getattr(halves, name), evidence.halves_kind) if halves else (None, "")
-
-
-def _by_formula(evidence: Evidence, name: str) -> tuple[float | None, str]:
-    return getattr(evidence.balls, f"expected_{name}"), "exact"
+    return (getattr(halves, share), evidence.halves_kind) if halves else (None, "")
 
 
 def _protocol(evidence: Evidence) -> str:

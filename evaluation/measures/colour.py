@@ -14,12 +14,13 @@ _ALSO = {"saturation": ("weighted_saturation",)}  # told in the details
 
 def colour(evidence: Evidence, name: str) -> list[Result]:
     """The statistic of that name: its mean, and how far it lies from that of real pictures."""
-    values = getattr(evidence.generated.colour, name)
-    others = {other: getattr(evidence.generated.colour, other) for other in _ALSO.get(name, ())}
+    statistic = name.split(":")[0]
+    values = getattr(evidence.generated.colour, statistic)
+    others = {other: getattr(evidence.generated.colour, other) for other in _ALSO.get(statistic, ())}
     details: dict[str, Any] = {other: float(found.mean()) for other, found in others.items()}
     real = None
     if evidence.real and len(evidence.real.colour):
-        found = compare_colour(real=evidence.real.colour, generated=evidence.generated.colour)[name]
+        found = compare_colour(real=evidence.real.colour, generated=evidence.generated.colour)[statistic]
         real = found.real
         details |= {
             "difference": found.difference.mean,

@@ -39,7 +39,7 @@ def measure_of(spec: Spec) -> Callable[..., list[Result]]:
 def result_of(evidence: Evidence, name: str, found: Any, settings: Mapping[str, Any], **more: Any) -> Result:
     """What a metric's function returned, as a result. more: what is known beyond it."""
     chosen = "".join(f", {key}={value}" for key, value in settings.items())
-    protocol = f"{name.split('/')[0]}_{evidence.seen('generated').name}{chosen}"
+    protocol = f"{name.partition(':')[0].partition('/')[0]}_{evidence.seen('generated').name}{chosen}"
     return evidence.result(name, _value(found), **{"protocol": protocol, **_said(found), **more})
 
 

@@ -9,7 +9,8 @@ nearest other points of Y_i N_i real and M_i = k - N_i generated,
     renyi: log((1/M) sum_i (eta N_i / (M_i + 1))^alpha) / (alpha - 1)
 
 The bias falls slowly with N and is not zero between equal distributions: a relative number, to be read beside its null.
-The ratios do not average to 1, which t log t feels most: kl is the noisiest of the four.
+The ratios do not average to 1, which t log t feels most: kl is the noisiest of the four, and falls back to 0 where no
+real neighbour is left. So tv is the default.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def ratio_divergence(
     *,
     real: Any,
     generated: Any,
-    kind: str = "kl",
+    kind: str = "tv",
     k: int | None = None,
     pca: int = 16,
     alpha: float = 0.5,

@@ -394,17 +394,17 @@ def lines_of(text: str) -> list[str]:
 def chosen(lines: Iterable[str] | None) -> list[Wanted]:
     """The metrics of names, lines with settings ("kid:estimator=subsets,features=inception") and groups, in order.
 
-    The default ones without any. Errors: unknown names and settings, a metric twice in one way.
+    The default ones without any. A metric that is asked for in several ways is called by its lines. Errors: unknown
+    names and settings.
     """
-    found: dict[str, Wanted] = {}
-    for line in (DEFAULT,) if lines is None else lines:
-        for one in GROUPS.get(line, (line,)):
-            wanted = _wanted(one, found)
-            found[wanted.name] = wanted
-    return list(found.values())
+    asked = [one for line in ((DEFAULT,) if lines is None else lines) for one in GROUPS.get(line, (line,))]
+    asked = list(dict.fromkeys(asked))
+    names = [line.partition(":")[0].strip() for line in asked]
+    return [_wanted(line, alone=names.count(name) == 1) for line, name in zip(asked, names, strict=True)]
 
 
-def _wanted(line: str, before: Mapping[str, Wanted]) -> Wanted:
+def _wanted(line: str, alone: bool) -> Wanted:
+    """alone: no other line asks for the same metric, so that its name says enough."""
     name, settings = name_and_settings(line)
     spec = lookup("metrics", METRICS, name, "metric")
     space = str(settings.pop("features", "") or getattr(spec, "features", ""))
@@ -413,8 +413,7 @@ def _wanted(line: str, before: Mapping[str, Wanted]) -> Wanted:
         raise UsageError(f"{name} is defined on the features {only}, not {space}; leave features= away")
     if settings:
         check_settings(name, settings, _settings_of(spec))
-    called = line if name in before and line != name else name
-    return Wanted(called, spec, settings, space)
+    return Wanted(name if alone else line, spec, settings, space)
 
 
 def _settings_of(spec: Spec) -> list[str]:

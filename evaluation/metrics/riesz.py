@@ -48,6 +48,12 @@ class EnergyDistance:
         return self.within_real * (1 / self.n_real + 1 / self.n_generated)
 
     @property
+    def interval_kind(self) -> str:
+        """How the interval was made."""
+        directions = ", and of the directions" if self.slices else ""
+        return f"normal 95 %, jackknife of both sets, one row at a time{directions}"
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Normal 95 %: rows and directions vary."""
         return normal_interval(self.value, math.hypot(self.standard_error, self.slice_error))

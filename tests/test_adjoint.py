@@ -15,6 +15,7 @@ import torch
 from exact import level_of_lam, smooth_grid
 from gradient_problem import SHIFT, START, Given, Shifted, exact_gradients, loss, runge_kutta
 from torch import Tensor, nn
+from torchdiffeq import odeint_adjoint
 
 from pilotage import guidance, samplers
 from pilotage.errors import UsageError
@@ -288,6 +289,46 @@ def test_the_continuous_adjoint_comes_to_the_gradient_of_the_flow() -> None:
         assert math.log2(errors[0] / errors[1]) > order - 0.4, (line, errors)
     sharp = relative(gradients("continuous:solver=rk4", exact_states(40), 40), wanted)
     assert max(sharp) < 3e-3
+
+
+class ProbabilityFlow(torch.nn.Module):
+    """du/drho = noise, u = x / alpha, with z and theta as parameters, for torchdiffeq."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.denoiser, self.z = Shifted(), torch.nn.Parameter(SHIFT.clone())
+        self.theta = torch.nn.Parameter(self.denoiser.theta.detach().clone())
+        self.denoiser.theta = self.theta
+
+    def forward(self, rho: Tensor, u: Tensor) -> Tensor:
+        level = self.denoiser.schedule.level_of_rho(float(rho.detach()))
+        return self.denoiser(level.alpha * u, level, {"z": self.z}).noise
+
+
+def test_the_flow_and_its_adjoint_are_those_of_torchdiffeq() -> None:
+    """Its adaptive solver, and its continuous adjoint by the same equations, against our steps and gradients."""
+    levels, flow, x = smooth_grid("vp", 40), ProbabilityFlow(), START.clone().requires_grad_()
+    ends = torch.tensor([levels[0].rho, levels[-1].rho], dtype=torch.float64)
+    solved = odeint_adjoint(flow, x / levels[0].alpha, ends, rtol=1e-9, atol=1e-9, method="dopri5")[-1]
+    end = solved * levels[-1].alpha
+    wanted = torch.autograd.grad(loss(end).sum(), (x, flow.z, flow.theta))
+    assert max(relative(exact_gradients(), wanted)) < 1e-6
+    assert max(relative(gradients("continuous:solver=rk4", exact_states(40), 40), wanted)) < 3e-3
+    with torch.no_grad():
+        fine = adjoint.sample(
+            Shifted(),
+            START,
+            method="full",
+            sampler="heun",
+            grid=smooth_grid("vp", 640),
+            condition={"z": SHIFT},
+            noise=NOISE,
+        )
+    assert relative([fine], [end.detach()])[0] < 1e-4
+    errors = [max(relative(gradients("discrete", "heun", n), wanted)) for n in (80, 160)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.4), (
+        "the gradient of fine steps is that of the flow"
+    )
 
 
 # -- what a run costs -------------------------------------------------------------------------------------------------

@@ -47,9 +47,7 @@ class FirstOrder(Sampler):
 
 def first_order_step(p: Prediction, a: float, b: float, c: float = 0.0, noise: Tensor | None = None) -> Tensor:
     """a denoised + b noise_predicted + c noise."""
-    x = p.denoised if a == 1 else p.denoised * a
-    if b:
-        x = torch.add(x, p.noise, alpha=b)
+    x = p.mixed(a, b)
     if c:
         assert noise is not None, "a stochastic step needs noise"
         x = torch.add(x, noise, alpha=c)

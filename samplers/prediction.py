@@ -183,6 +183,13 @@ class Prediction:
         nx, nv = self.kind.noise(self.level)
         return affine(nx, self.x, nv, self.native)
 
+    def mixed(self, a: float, b: float) -> Tensor:
+        """a denoised + b noise, in one or two tensor operations: both are affine in x and native."""
+        if not b:
+            return self.denoised if a == 1 else self.denoised * a
+        (dx, dv), (nx, nv) = self.kind.denoised(self.level), self.kind.noise(self.level)
+        return affine(a * dx + b * nx, self.x, a * dv + b * nv, self.native)
+
     @property
     def step_on(self) -> Prediction:
         """The consistent prediction that a sampler runs its step on and keeps in its history."""

@@ -147,11 +147,12 @@ def rises(state: State) -> tuple[float, float] | None:
     """(weight of x, weight of fresh noise) that lift x from the goal of this leg to the start of the next one:
     x_b = (alpha_b / alpha_a) x_a + s sqrt(sigma_b^2 - sigma_a^2 alpha_b^2 / alpha_a^2) xi, with s the `lift` of the
     next one, 1 for the right amount."""
-    if state.step + 1 >= len(state.legs):
+    legs, step = state.legs, state.step
+    if step + 1 >= len(legs):
         return None
-    following = state.legs[state.step + 1]
-    here, there = state.goal, following.level
-    if there == here:
+    following = legs[step + 1]
+    here, there = legs[step].goal, following.points[0]
+    if there is here or there == here:  # nearly always the same object
         return None
     assert not state.leg.fresh, "a stochastic step cannot be followed by a rise"
     keep = there.alpha / here.alpha

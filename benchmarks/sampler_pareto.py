@@ -21,6 +21,7 @@ import torch
 from embedded_rules import REFERENCE, RESULTS, generate, hits_of, measure
 
 from pilotage import samplers
+from pilotage.errors import UsageError
 from pilotage.evaluation.metrics.intervals import wilson
 from pilotage.generation.scheduling import scheduler_class
 from pilotage.registry import everything
@@ -45,7 +46,11 @@ def run(choice: argparse.Namespace, path: Path) -> Iterator[dict[str, Any]]:
     for name in choice.sampler or everything("samplers", samplers.SAMPLERS):
         for calls in choice.calls:
             if (name, calls) not in known:
-                pipe.scheduler, steps = with_calls(scheduler_class(name).from_config(config), calls)
+                try:
+                    pipe.scheduler, steps = with_calls(scheduler_class(name).from_config(config), calls)
+                except UsageError as error:
+                    print(f"{name}, {calls} calls: left out, {error}", flush=True)
+                    continue
                 pictures, rows = generate(pipe, None, RULE, captions, steps, choice.batch)
                 found = measure(pictures, captions, real, tools)
                 kept = {k: v for k, v in found.items() if not k.endswith("_draws")}
@@ -63,9 +68,9 @@ def with_calls(scheduler: Any, calls: int) -> tuple[Any, int]:
     while steps > 1:
         scheduler.set_timesteps(steps)
         if len(scheduler.timesteps) <= calls:
-            break
+            return scheduler, steps
         steps -= 1
-    return scheduler, steps
+    raise UsageError(f"no run of it makes as few as {calls} calls")
 
 
 def row(r: dict[str, Any]) -> str:

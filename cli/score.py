@@ -86,6 +86,8 @@ def score(
     pilotage score runs/sweep/cells/* --real embedded:test:2000 -o scores
 
     accelerate launch --num_processes 4 -m pilotage score my-pictures --real photos.npz --metrics fid
+
+    torchrun --nproc-per-node 4 -m pilotage score my-pictures --real photos.npz    (without a GPU)
     """
     from ..errors import UsageError
     from ..evaluation.galleries import galleries
@@ -94,6 +96,8 @@ def score(
     from ..evaluation.scoring import score_each
     from .progress import reading
 
+    if output is not None and output.suffix == ".html":
+        raise UsageError(f"{output} is no folder; name one, for metrics.json and report.html, or a .json alone")
     folder = output or _own_folder(generated)
     if folder is not None and folder.suffix == ".json" and len(generated) > 1:
         raise UsageError(f"{folder} is one file for {len(generated)} reports; name a folder")

@@ -12,7 +12,12 @@ def stats(
     source: Annotated[str, typer.Argument(help="Pictures: a folder, a zip, shards, an .npz, or embedded:test:2000.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file of statistics, ending in .npz.")],
     features: Annotated[
-        str, typer.Option(help="Feature network, see `pilotage list features`; settings as in inception:preset=clean.")
+        str,
+        typer.Option(
+            "--features",
+            "-f",
+            help="Feature network, see `pilotage list features`; settings as in inception:preset=clean.",
+        ),
     ] = "embedded",
     format_: Annotated[
         str, typer.Option("--format", help="pilotage, or for other tools: pytorch-fid, clean-fid, edm.")
@@ -35,6 +40,7 @@ def stats(
     from ..evaluation.processes import Processes
     from ..evaluation.scoring import reference
     from ..evaluation.statistics import write_statistics
+    from .console import say_notes
     from .progress import reading
 
     if format_ not in ("pilotage", *FORMATS):
@@ -45,6 +51,11 @@ def stats(
         collected = reference(source, features=features, device=device, progress=progress)
     if Processes.found().rank:
         return
+    seen = collected.space()
+    if format_ != "pilotage" and seen.distance != "fid":
+        say_notes(
+            [f"{format_} compares features of Inception, and these are {seen.name}: add -f inception:weights=FILE"]
+        )
     if format_ == "pilotage":
         print(write_statistics(collected, output, rows=not moments_only))
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from .collect import Collected
 from .measures.evidence import Evidence
+from .metrics.duplicates import found_among
 
 _BALLS = {"precision", "recall", "density", "coverage"}
 
@@ -27,6 +28,7 @@ def cautions(evidence: Evidence, metrics: Sequence[str], guide: str = "") -> Ite
                 yield f"{name} pictures of {', '.join(other)} were resized to {side}x{side} for the features"
     if len(sets) == 2:
         yield from _mixtures(evidence.generated, sets["real"])
+        yield from _shared(evidence)
     judgement = evidence.generated.judgement
     if guide and judgement and guide == judgement.judge.identity:
         yield "the judge is the classifier that guided: adherence says how well it was pleased, not what is seen"
@@ -47,6 +49,17 @@ def _sizes(evidence: Evidence, sets: dict[str, Collected], metrics: Sequence[str
     if len(set(counts.values())) > 1:
         real, generated = counts["real"], counts["generated"]
         yield f"{real} real and {generated} generated pictures: compare only with runs of the same numbers"
+
+
+def _shared(evidence: Evidence) -> Iterator[str]:
+    """Pictures that are in both sets."""
+    if not evidence.generated.spaces:
+        return
+    generated, real = evidence.seen("generated"), evidence.seen("real")
+    if generated.has_rows and real.has_rows:
+        count = int(found_among(generated.features, real.features).sum())
+        if count:
+            yield f"{count} of {len(generated.features)} generated pictures have the features of a real one: one file?"
 
 
 def _mixtures(generated: Collected, real: Collected) -> Iterator[str]:

@@ -56,7 +56,8 @@ class Collected:
             raise UsageError(f"{self.name} was collected without features; collect it with features='embedded'")
         if name and name not in self.spaces:
             seen = ", ".join(self.spaces)
-            raise UsageError(f"{self.name} was collected with features {seen}, not {name}; collect it again")
+            fix = f"score with features {next(iter(self.spaces))}, or collect it with {name}"
+            raise UsageError(f"{self.name} was collected with features {seen}, not {name}; {fix}")
         return self.spaces[name or next(iter(self.spaces))]
 
     def radii(self, k: int, device: torch.device | str = "cpu") -> Radii:

@@ -14,10 +14,13 @@ from ..version import __version__
 
 
 def open_device(device: torch.device | str) -> torch.device:
-    """A device by name; "auto" is cuda where there is one."""
+    """A device by name; "auto" is cuda where there is one. Errors: no such device, or not on this machine."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"there is no device {str(device)!r}: it is auto, cpu or cuda") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("this machine or this torch has no cuda; use device='cpu'")
     return chosen

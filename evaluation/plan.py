@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from .features import Extractor, open_features
+from ..grammar import name_and_settings
+from ..registry import lookup
+from .features import FEATURES, Extractor, open_features
 from .measures.evidence import Evidence
 from .metrics.registry import Wanted
 from .results import Result
@@ -49,14 +51,14 @@ class Plan:
         """Does any metric?"""
         return any(need in one.needs for one in self.wanted)
 
-    def attempt(self, opening: Callable[[], Any], concerns: Callable[[Wanted], bool]) -> Any:
-        """Open what some metric needs; None if none does, or if it is not to be had."""
+    def attempt(self, opening: Callable[[], Any], concerns: Callable[[Wanted], bool], named: bool = False) -> Any:
+        """Open what some metric needs; None if none does, or if it is not to be had. named: by the user, so it must."""
         if not any(concerns(one) for one in self.wanted):
             return None
         try:
             return opening()
         except UsageError as error:
-            if self.strict:
+            if self.strict or named:
                 raise
             self.leave_out(str(error), concerns)
             return None
@@ -64,11 +66,14 @@ class Plan:
     def extractors(self, features: Sequence[Any], device: torch.device) -> list[Extractor]:
         """Every network that some metric needs, opened once; the first is that of metrics that name none.
 
-        features: what the user named. A metric's own features are opened by their name when they are not among these.
+        features: what the user named, which must be there. A metric's own features are opened by their name when they
+        are not among these.
         """
         opened: dict[str, Extractor] = {}
         for number, one in enumerate(features):
-            found = self._opened(one, device, _name_of(one), number == 0)
+            if isinstance(one, str):
+                lookup("features", FEATURES, name_and_settings(one)[0])  # a wrong name, though nothing may want it
+            found = self._opened(one, device, _name_of(one), number == 0, named=True)
             if found is not None and found.name in opened:
                 raise UsageError(f"features {found.name} are named twice; score once for each of them")
             if found is not None:
@@ -79,11 +84,13 @@ class Plan:
                 opened |= {name: found} if found else {}
         return list(opened.values())
 
-    def _opened(self, features: Any, device: torch.device, name: str, first: bool) -> Extractor | None:
+    def _opened(
+        self, features: Any, device: torch.device, name: str, first: bool, named: bool = False
+    ) -> Extractor | None:
         def concerns(wanted: Wanted) -> bool:
             return "features" in wanted.needs and (wanted.space == name or (first and not wanted.space))
 
-        found: Extractor | None = self.attempt(lambda: open_features(features, device), concerns)
+        found: Extractor | None = self.attempt(lambda: open_features(features, device), concerns, named)
         return found
 
     def measure(self, evidence_of: Callable[[str], Evidence]) -> list[Result]:

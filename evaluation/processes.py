@@ -1,6 +1,8 @@
 """Several processes that read one set of pictures: who reads which, and how what they found comes together.
 
-Started with `accelerate launch` (or any launcher that sets the variables of torch.distributed), alone otherwise.
+Started with `accelerate launch` on GPUs, with `torchrun --nproc-per-node 4 -m pilotage score ...` on any machine (or
+any launcher that sets the variables of torch.distributed), alone otherwise. `accelerate launch --cpu` starts one
+process, whatever number it is given.
 """
 
 from __future__ import annotations

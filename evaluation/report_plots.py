@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from .axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, axes, plot
 from .metrics.colour import Colour
 from .results import Result
 from .svg import Scale, line, percent, tag, widened
 
-WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40  # margins of a plot with axes
 LETTER = 6.1  # of a label, in the size that the page gives them
 BINS = 24
 
@@ -129,8 +128,8 @@ def histogram(found: Histogram) -> Markup:
         if share
     ]
     outline = [] if found.real is None else [tag("path", class_="outline", d=_steps(found.edges, found.real, x, y))]
-    axes = _axes(x, y, found.name, "share of pictures", ticks=5)
-    return _plot(f"{found.name} of generated and of real pictures", [*axes, *bars, *outline])
+    framed = axes(x, y, found.name, "share of pictures", ticks=5)
+    return plot(f"{found.name} of generated and of real pictures", [*framed, *bars, *outline])
 
 
 def pareto(points: Sequence[Point], x_name: str, y_name: str) -> Markup:
@@ -143,8 +142,8 @@ def pareto(points: Sequence[Point], x_name: str, y_name: str) -> Markup:
     whiskers = [whisker for point in points for whisker in _whiskers(point, x, y)]
     dots = [_dot(p, x(p.x.value), y(p.y.value)) for p in points]
     labels = _labels([(p.name, x(p.x.value), y(p.y.value)) for p in points])
-    axes = _axes(x, y, f"{x_name} {_better(points[0].x)}", f"{y_name} {_better(points[0].y)}")
-    return _plot(f"{y_name} against {x_name}", [*axes, *joined, *whiskers, *dots, *labels])
+    framed = axes(x, y, f"{x_name} {_better(points[0].x)}", f"{y_name} {_better(points[0].y)}")
+    return plot(f"{y_name} against {x_name}", [*framed, *joined, *whiskers, *dots, *labels])
 
 
 def _better(result: Result) -> str:
@@ -228,30 +227,6 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _axes(x: Scale, y: Scale, x_name: str, y_name: str, ticks: int = 6) -> list[Markup]:
-    """Grid lines with their numbers, and what the axes are."""
-    parts = []
-    for value in x.ticks(ticks):
-        parts.append(line("grid", x(value), y.start, x(value), y.stop))
-        parts.append(tag("text", _number(value), class_="tick", x=x(value), y=y.start + 14, text_anchor="middle"))
-    for value in y.ticks(ticks):
-        parts.append(line("grid", x.start, y(value), x.stop, y(value)))
-        parts.append(tag("text", _number(value), class_="tick", x=x.start - 5, y=y(value) + 4, text_anchor="end"))
-    middle = (y.start + y.stop) / 2
-    turned = {"transform": f"rotate(-90 11 {middle:.2f})", "text_anchor": "middle"}
-    parts.append(tag("text", x_name, class_="axis", x=(x.start + x.stop) / 2, y=HEIGHT - 6, text_anchor="middle"))
-    parts.append(tag("text", y_name, class_="axis", x=11, y=middle, **turned))
-    return parts
-
-
-def _number(value: float) -> str:
-    return f"{round(value, 12):.6g}"
-
-
 def _fluid(height: int, label: str, parts: Iterable[Markup]) -> Markup:
     """As wide as there is room; places along it are percentages."""
     return tag("svg", *parts, class_="fluid", role="img", aria_label=label, width="100%", height=height)
-
-
-def _plot(label: str, parts: Iterable[Markup]) -> Markup:
-    return tag("svg", *parts, class_="plot", role="img", aria_label=label, viewBox=f"0 0 {WIDTH} {HEIGHT}")

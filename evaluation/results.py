@@ -129,8 +129,8 @@ class Report:
             above = result.protocol
         for name in self.skipped:
             table.add_row(_text(name), "–", "", "", "", "left out, see below", style="dim")
-        left_out = [f"{name} was left out: {reason}" for name, reason in self.skipped.items()]
-        table.caption, table.caption_justify = _text("\n".join([*_legend(self.results), *left_out])), "left"
+        below = [*_legend(self.results), *_left_out(self.skipped)]
+        table.caption, table.caption_justify = _text("\n".join(below)), "left"
         return table
 
 
@@ -153,6 +153,17 @@ def _legend(results: Iterable[Result]) -> list[str]:
     arrows = ", ".join(" ".join(way) for way in WAYS.values() if way in ways)
     nulls = [f"null of {', '.join(names)}: {kind}" for kind, names in kinds.items() if kind]
     return [line for line in (arrows, *nulls) if line]
+
+
+def _left_out(skipped: Mapping[str, str]) -> list[str]:
+    """Each reason once, with the metrics that it keeps from being measured."""
+    concerned: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        concerned.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} left out: {reason}"
+        for reason, names in concerned.items()
+    ]
 
 
 def _text(content: str) -> Text:

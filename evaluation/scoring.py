@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from .cautions import cautions
 from .collect import Collected, Progress, collect
 from .environment import environment, open_device
@@ -104,6 +105,8 @@ def score_each(
     began = time.perf_counter()
     processes, place = Processes.found(), open_device(device)
     lines = lines_of(metrics) if isinstance(metrics, str) else None if metrics is None else list(metrics)
+    if lines == []:
+        raise UsageError("no metric is named; leave metrics away for the usual ones, or name some: frechet,prdc")
     plan = Plan(chosen(lines), strict=lines is not None and not set(lines) & set(SUITES))
     options = {"value_range": value_range, "background": background}
     given = {
@@ -111,9 +114,10 @@ def score_each(
     }
     opened = {which: _opened(source, options, assume) for which, source in given.items()}
     made = {name: _opened(source, options, assume) for name, source in generated.items()}
-    for which in ("real", "train", "test"):
+    for which, example in (("real", "test:2000"), ("train", "train:2000"), ("test", "test:2000")):
         if which not in opened:
-            plan.without(which, f"it needs {which} pictures; give {which}=, for example embedded:test:2000")
+            fix = f"give {which}= (--{which}), for example embedded:{example}"
+            plan.without(which, f"it needs {which} pictures; {fix}")
     extractors = plan.extractors(_several(features), place)
     judging = plan.attempt(lambda: open_judge(judge), lambda one: "captions" in one.needs)
 

@@ -42,7 +42,8 @@ class Space:
         """float32 (N, D). Errors: only moments are known."""
         if FEATURES_OUT not in self.outputs:
             raise UsageError(
-                f"{self.source} has only mean and covariance; give the pictures, or statistics with --with-features"
+                f"{self.source} has only mean and covariance; give the pictures, or statistics of `pilotage stats` "
+                "without --moments-only"
             )
         return self.outputs[FEATURES_OUT]
 
@@ -64,6 +65,9 @@ class Space:
     def radii(self, k: int, device: torch.device | str = "cpu") -> Radii:
         """Distances to the k-th neighbours, computed once."""
         if k not in self.kept_radii:
+            if k >= len(self.features):
+                fix = f"give more pictures, or k={len(self.features) - 1} at most (--neighbours)"
+                raise UsageError(f"{self.source}: {len(self.features)} pictures have no {k} neighbours each; {fix}")
             self.kept_radii[k] = radii(self.features.to(device), k)
         return self.kept_radii[k]
 

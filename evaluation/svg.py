@@ -29,6 +29,26 @@ class Scale:
         return [number * step for number in range(first, last + 1)]
 
 
+@dataclass(frozen=True)
+class LogScale(Scale):
+    """The same with equal ratios in equal lengths; low and high above 0."""
+
+    def __call__(self, value: float) -> float:
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Powers of ten within the scale, with 2 and 5 or 3 times them where there is room, else every so many."""
+        first, last = math.floor(math.log10(self.low) + 1e-9), math.ceil(math.log10(self.high) - 1e-9)
+        powers = range(first, last + 1)
+        for factors, every in (((1, 2, 5), 1), ((1, 3), 1), *(((1,), every) for every in range(1, len(powers) + 1))):
+            found = [factor * 10.0**power for power in powers if power % every == 0 for factor in factors]
+            inside = [v for v in found if self.low * (1 - 1e-9) <= v <= self.high * (1 + 1e-9)]
+            if len(inside) <= most:
+                break
+        return inside
+
+
 def widened(low: float, high: float, share: float = 0.0) -> tuple[float, float]:
     """The range from low to high, not empty, and larger by a share of itself on both sides."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):

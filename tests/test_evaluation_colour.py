@@ -85,3 +85,15 @@ def test_floats_need_a_range_and_are_rounded_half_to_even() -> None:
     assert as_pictures(torch.full((1, 3, 1, 1), 0.5 / 255, dtype=torch.float64), (0, 1)).sum() == 0  # half to even
     with pytest.raises(UsageError, match="not finite"):
         as_pictures(values * float("nan"), (0, 1))
+
+
+def test_large_pictures_and_many_are_those_alone() -> None:
+    batch = pictures(3, 300)  # each more than is taken at once
+    whole = colour_statistics(batch)
+    luma = batch.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255
+    assert whole.contrast == pytest.approx(luma.reshape(3, -1).std(1), abs=1e-12)
+    assert (whole.clipped == ((batch == 0) | (batch == 255)).any(-1).reshape(3, -1).mean(1)).all()
+    many = pictures(70, 32)  # more than 2^16 pixels together
+    alone = Colour.joined(colour_statistics(many[i : i + 1]) for i in range(70))
+    assert (colour_statistics(many).stacked() == alone.stacked()).all()
+    assert colour_statistics(np.full((1, 256, 256, 3), 77, np.uint8)).contrast[0] == 0  # to the last bit

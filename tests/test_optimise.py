@@ -224,13 +224,13 @@ def test_a_loss_that_is_not_finite_is_never_the_best() -> None:
 def test_dflow_reaches_the_optimum_of_a_gaussian(schedule: NoiseSchedule) -> None:
     problem = Problem(ellipse(schedule), square, steps=6)
     x = NOISE * problem.levels[0].sigma
-    found = DFlow(iterations=15).optimise(problem, x)
+    found = DFlow(iterations=11).optimise(problem, x)  # later ones search below what float64 can tell apart
     matrix, offset = affine(problem)
     optimum = torch.linalg.solve(matrix, (AIM - offset).T).T
     assert (found.loss < 1e-15).all()
     assert (found.noise - optimum).abs().max() < 1e-5 * optimum.abs().max()
     assert (found.history.diff(dim=0) <= 0).all(), "no step of L-BFGS may make it worse"
-    assert found.runs <= 3 * len(found.history)
+    assert found.runs == len(found.history), "every step is taken at its full length"
 
 
 def test_dflow_on_the_exact_flow_of_a_gaussian() -> None:

@@ -37,10 +37,12 @@ def as_nchw(pictures: Tensor | np.ndarray) -> Tensor:
 
 def to_unit(pictures: Tensor | np.ndarray) -> Tensor:
     """uint8 pictures in either layout -> float32 (N, 3, 32, 32) in [-1, 1]; other sizes are area-resampled."""
-    batch = as_nchw(pictures).float().div(127.5).sub(1)
-    if batch.shape[-2:] != (32, 32):
-        batch = nn.functional.interpolate(batch, (32, 32), mode="area")
-    return batch
+    parts = as_nchw(pictures).split(4)  # a few at a time: floats of many large pictures leave every cache
+    return torch.cat([_small(part.float().div(127.5).sub(1)) for part in parts])
+
+
+def _small(batch: Tensor) -> Tensor:
+    return batch if batch.shape[-2:] == (32, 32) else nn.functional.interpolate(batch, (32, 32), mode="area")
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

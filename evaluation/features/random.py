@@ -46,11 +46,15 @@ class RandomConvolutions(nn.Module):
             self.register_buffer(f"kernel{i}", drawn(outputs, inputs, 3, 3))
         self.register_buffer("project", drawn(self.OUT, 8 * self.WIDTHS[-1]))
 
+    def _small(self, pictures: Tensor) -> Tensor:
+        x = pictures.float().div(127.5).sub(1)
+        if x.shape[-2:] == (self.SIDE, self.SIDE):
+            return x
+        return nn.functional.interpolate(x, (self.SIDE, self.SIDE), mode="bilinear", antialias=True)
+
     def forward(self, pictures: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> float32 (N, 64)."""
-        x = pictures.float().div(127.5).sub(1)
-        if x.shape[-2:] != (self.SIDE, self.SIDE):
-            x = nn.functional.interpolate(x, (self.SIDE, self.SIDE), mode="bilinear", antialias=True)
+        x = torch.cat([self._small(part) for part in pictures.split(4)])  # floats of many large ones leave every cache
         for i in range(len(self.WIDTHS) - 1):
             x = nn.functional.leaky_relu(nn.functional.conv2d(x, self.get_buffer(f"kernel{i}"), None, 2, 1), 0.2)
         cells = x.unflatten(3, (2, -1)).unflatten(2, (2, -1)).movedim(4, 3).flatten(4)  # (N, C, 2, 2, pixels)

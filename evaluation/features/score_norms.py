@@ -18,6 +18,7 @@ from ...samplers.analysis import geometric_levels, score_norm_features
 from ...samplers.denoiser import Denoiser, NetworkDenoiser
 from ...samplers.schedule import Level, NoiseSchedule
 from .extractor import Extractor, weights_hash
+from .pretrained import quiet
 
 
 def of_denoiser(
@@ -50,7 +51,8 @@ def score_norms(
 ) -> Extractor:
     """Of the embedded model on its latents of 32x32 pictures. low, high: rho of the levels, in geometric steps."""
     zoo = importlib.import_module("pilotage.zoo.embedded")
-    pipe = zoo.load().to(device)
+    with quiet():
+        pipe, nothing = zoo.load().to(device), zoo.text_embedding("").to(device)
     schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
     denoiser = NetworkDenoiser(pipe.unet, schedule, str(pipe.scheduler.config.prediction_type))
 
@@ -60,7 +62,7 @@ def score_norms(
         return found
 
     def empty(rows: int) -> dict[str, Tensor]:
-        return {"encoder_hidden_states": zoo.text_embedding("").to(device).expand(rows, -1, -1)}
+        return {"encoder_hidden_states": nothing.expand(rows, -1, -1)}
 
     return of_denoiser(
         denoiser,

@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...errors import UsageError
 from ..arrays import as_pictures
 from .intervals import Difference, unpaired_difference
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (299, 587, 114)  # thousandths, ITU-R BT.601: of bytes a whole number below 2^24, exact in float32
+_PIXELS = 2**16  # at once, so that they stay in the cache of the processor
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,25 @@ class Colour:
 
 def colour_statistics(pictures: Any) -> Colour:
     """pictures: uint8 (N, 3, H, W) or (N, H, W, 3)."""
-    pixels = as_pictures(pictures).flatten(2)  # uint8 (N, 3, pixels)
-    high, low = pixels.amax(1).double(), pixels.amin(1).double()
-    weights = pixels.new_tensor(LUMA, dtype=torch.float64)
-    luma = torch.einsum("ncp,c->np", pixels.double(), weights) / 255
-    spread = high - low
-    clipped = ((pixels == 0) | (pixels == 255)).any(1).double()
+    pixels = as_pictures(pictures).flatten(2)
+    at_once = max(1, _PIXELS // max(1, pixels.shape[2]))
+    return Colour.joined(_statistics_of(part) for part in pixels.split(at_once))
+
+
+def _statistics_of(pixels: Tensor) -> Colour:
+    """pixels: uint8 (n, 3, pixels). Sums are of whole numbers but for those of the saturation: they are exact."""
+    red, green, blue = pixels.unbind(1)
+    high, low = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
+    inside = low.minimum(255 - high).clamp_(max=1)  # 0 where a channel is at an end, else 1
+    luma = (LUMA[0] * red.float() + LUMA[1] * green.float() + LUMA[2] * blue.float()).double()
+    spread, top = (high - low).double(), high.double()
+    deviation = (luma - luma.mean(1, keepdim=True)).square_().mean(1).sqrt()
+    totals = spread.sum(1), top.sum(1)
     return Colour(
-        _array((spread / high.clamp(min=1)).mean(1)),
-        _array(spread.sum(1) / high.sum(1).clamp(min=1)),
-        _array(luma.std(1, correction=0)),
-        _array(clipped.mean(1)),
+        _array(spread.div_(top.clamp_(min=1)).mean(1)),
+        _array(totals[0] / totals[1].clamp(min=1)),
+        _array(deviation / (sum(LUMA) * 255)),
+        _array((pixels.shape[2] - inside.double().sum(1)) / pixels.shape[2]),
     )
 
 

@@ -412,11 +412,13 @@ def _wanted(line: str, alone: bool) -> Wanted:
     if only and space != only:
         raise UsageError(f"{name} is defined on the features {only}, not {space}; leave features= away")
     if settings:
-        check_settings(name, settings, _settings_of(spec))
+        check_settings(name, settings, settings_of(spec))
     return Wanted(name if alone else line, spec, settings, space)
 
 
-def _settings_of(spec: Spec) -> list[str]:
+def settings_of(spec: Spec) -> dict[str, Any]:
+    """The settings of a metric with their defaults."""
     own = spec.load_measure() if isinstance(spec, MetricSpec) else None
-    names = [p.name for p in inspect.signature(own or spec.load()).parameters.values() if p.kind != p.VAR_KEYWORD]
-    return [name for name in names if name not in ("evidence", "name", *_ALL_SETS)]
+    parameters = inspect.signature(own or spec.load()).parameters.values()
+    apart = ("evidence", "name", *_ALL_SETS)
+    return {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in apart}

@@ -65,12 +65,19 @@ def aim_of_attribute(attribute: str) -> Tensor:
     return torch.tensor([[index if name == head else -1 for name in ATTRIBUTES]])
 
 
-def attribute_score(logits: Mapping[str, Tensor], aim: Tensor, own: float = 1.0, others: float = 1.0) -> Tensor:
-    """The sum over the stated heads of class_score, (B,): log p(what is stated | x) at own = others = 1."""
+def attribute_score(
+    logits: Mapping[str, Tensor], aim: Tensor, own: float = 1.0, others: float = 1.0, least: float = 0.0
+) -> Tensor:
+    """The sum over the stated heads of class_score, (B,): log p(what is stated | x) at own = others = 1.
+
+    least: log(p + least) of each head instead, so that none falls below log(least).
+    """
     parts = []
     for i, values in enumerate(logits.values()):
         wanted = aim[:, i].to(values.device).expand(len(values))
         score = class_score(values, tuple(wanted.clamp(min=0).tolist()), own, others)
+        if least:
+            score = torch.logaddexp(score, score.new_tensor(least).log())
         parts.append(torch.where(wanted >= 0, score, torch.zeros_like(score)))
     return torch.stack(parts).sum(0)
 

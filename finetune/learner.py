@@ -1,0 +1,52 @@
+"""The model that learns, as the methods see it: a denoiser by prompts, its trainable parameters, its base, pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..samplers.denoiser import Denoiser
+from ..samplers.grids import Levels, make_grid
+from ..samplers.noise import SeededNoise
+
+
+class Learner(ABC):
+    """shape: of one latent, (C, H, W). parameters: what learns, leaf tensors that require a gradient.
+
+    A denoiser's prompts are bound: rows of x belong to rows of prompts. Methods never see the pipeline.
+    """
+
+    shape: tuple[int, ...]
+    parameters: list[nn.Parameter]
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def denoiser(self, prompts: Sequence[str], guidance: str = "none") -> Denoiser:
+        """The guided denoiser of latents (B, *shape) for B prompts, with the parameters as they are now."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents (B, *shape) -> pictures (B, 3, H, W) in [0, 1], float32, differentiable, not clamped."""
+
+    @contextmanager
+    @abstractmethod
+    def base(self) -> Iterator[None]:
+        """Inside, denoisers are those of the model before training (adapters off)."""
+
+    def levels(self, grid: Any, steps: int) -> Levels:
+        """The noise levels of a run of this model."""
+        schedule = self.denoiser([""]).schedule
+        return make_grid(grid, schedule, steps)
+
+    def start(self, seeds: Sequence[str], levels: Levels) -> Tensor:
+        """x (B, *shape) at the first level: that picture's own noise, the same alone or in a batch."""
+        return levels[0].sigma * SeededNoise(list(seeds)).initial(self.shape).to(self.device)
+
+    def change(self) -> float:
+        """How far the weights are from the base's; here the norm of what learns."""
+        return sum(float(p.detach().double().square().sum()) for p in self.parameters) ** 0.5

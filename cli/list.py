@@ -13,10 +13,12 @@ Rows = tuple[list[str], list[list[str]]]
 def list_(
     what: Annotated[
         str,
-        typer.Argument(help="rules, optimisers, samplers, grids, inversions, metrics, features, presets or models."),
+        typer.Argument(
+            help="rules, optimisers, samplers, grids, inversions, metrics, features, rewards, methods, presets, models"
+        ),
     ] = "rules",
 ) -> None:
-    """List what there is: rules, optimisers, samplers, grids, inversions, metrics, features, presets, models."""
+    """List rules, optimisers, samplers, grids, inversions, metrics, features, rewards, methods, presets or models."""
     from ..errors import UsageError, nearest
     from .console import print_table
 
@@ -92,12 +94,10 @@ def _inversions() -> Rows:
 
 
 def _metrics() -> Rows:
-    from ..evaluation import METRICS
-    from ..registry import everything
+    from ..evaluation.metrics.explanation import everything_explained
 
-    found = everything("metrics", METRICS)
-    return ["metric", "what it says", "needs", "paper"], [
-        [n, s.summary, ", ".join(s.needs), s.paper] for n, s in found.items()
+    return ["metric", "what it says", "better", "needs", "paper"], [
+        [one.name, one.summary, one.way, one.needs, one.paper] for one in everything_explained()
     ]
 
 
@@ -109,10 +109,28 @@ def _features() -> Rows:
     return ["features", "what they are", "paper"], [[n, s.summary, s.paper] for n, s in found.items()]
 
 
+def _rewards() -> Rows:
+    from ..finetune.rewards.table import rows
+
+    found = rows()
+    return list(found[0]), [list(row.values()) for row in found]
+
+
+def _methods() -> Rows:
+    from ..finetune import METHODS
+    from ..registry import everything
+
+    found = everything("finetune", METHODS)
+    return ["method", "what it does", "an update, each picture", "paper"], [
+        [n, s.summary, s.cost, s.paper] for n, s in found.items()
+    ]
+
+
 def _presets() -> Rows:
     from ..generation.settings import presets, purpose_of
 
-    return ["preset", "purpose"], [[name, purpose_of(path)] for name, path in presets().items()]
+    found = presets() | presets(training=True)
+    return ["preset", "purpose"], [[name, purpose_of(path)] for name, path in found.items()]
 
 
 def _models() -> Rows:
@@ -129,6 +147,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "inversions": _inversions,
     "metrics": _metrics,
     "features": _features,
+    "rewards": _rewards,
+    "methods": _methods,
     "presets": _presets,
     "models": _models,
 }

@@ -15,12 +15,14 @@ from . import (
     demo,
     doctor,
     explain,
+    finetune,
     fit_grid,
     fit_linear_ag,
     fit_teleport,
     generate,
     invert,
     list,
+    rank,
     rerun,
     score,
     stats,
@@ -37,8 +39,10 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(rerun.rerun)
 app.command()(invert.invert)
+app.command()(rank.rank)
 app.command()(compare.compare)
 app.command()(score.score)
+app.command()(finetune.finetune)
 app.command()(stats.stats)
 app.command("list")(list.list_)
 app.command()(explain.explain)

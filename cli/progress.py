@@ -92,3 +92,45 @@ class PictureProgress:
         if self.task is not None:
             shown = self.bar.tasks[-1].completed
             self.bar.update(self.task, completed=max(shown, completed))
+
+
+class UpdateProgress:
+    """A bar of updates with the reward, and a line for what is seen on held-out prompts and for notices."""
+
+    def __init__(self, updates: int):
+        self.bar, self.updates, self.last = _bar(), updates, ""
+        self.task: Any = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def planned(self, lines: list[str]) -> None:
+        """What the run will need."""
+        for line in lines:
+            self._print(f"memory: {line}")
+
+    def update(self, entry: dict[str, Any]) -> None:
+        """A line of the log."""
+        if self.task is None:
+            self.task = self.bar.add_task("training", total=self.updates)
+        if "reward" in entry:
+            self.last = f"reward {entry['reward']:.4g}"
+        self.bar.update(self.task, completed=entry["update"], description=self.last or "training")
+        if "held_out" in entry:
+            seen = {**entry["held_out"], **{f"judge {name}": value for name, value in entry["judge"].items()}}
+            told = [
+                f"{name} {value:.4g}" for name, value in seen.items() if name.startswith(("reward", "div", "judge"))
+            ]
+            self._print(f"after {entry['update']} updates, held out: {', '.join(told)}")
+        for notice in entry.get("notices", []):
+            self._print(f"note: {notice}")
+
+    def _print(self, text: str) -> None:
+        """Above the bar, or as a line where nobody looks at one."""
+        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)

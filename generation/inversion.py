@@ -85,7 +85,7 @@ def round_trip(pipe: Any, wish: Wish) -> RoundTrip:
     what cannot work."""
     method, rule = make_inversion(wish.method), parse(wish.guidance)
     other = parse(wish.edit_guidance) if wish.edit_guidance else rule
-    size = _size(pipe, wish)
+    size = size_of(pipe, wish.width, wish.height)
     denoiser = denoiser_of(pipe, wish.prompt, rule, negative=wish.negative, size=size)
     draws = None
     if wish.edit is not None:
@@ -108,13 +108,13 @@ def round_trip(pipe: Any, wish: Wish) -> RoundTrip:
     return RoundTrip(wish, method, original, latents, carried, back, alone, edited, {"picture": original} | pictures)
 
 
-def _size(pipe: Any, wish: Wish) -> tuple[int, int]:
-    """(width, height): whole numbers of latents."""
+def size_of(pipe: Any, width: int | None, height: int | None) -> tuple[int, int]:
+    """(width, height) of its pictures: whole numbers of latents, and the model's own where none is given."""
     own = getattr(getattr(getattr(pipe, "unet", None), "config", None), "sample_size", None)
-    if own is None and not (wish.width and wish.height):
+    if own is None and not (width and height):
         raise UsageError(f"{type(pipe).__name__} does not say its size; give --width and --height")
     grain = pipe.vae_scale_factor
-    size = tuple(int(given or own * grain) for given in (wish.width, wish.height))
+    size = tuple(int(given or own * grain) for given in (width, height))
     if any(side % grain or side <= 0 for side in size):
         raise UsageError(f"width and height must be multiples of {grain}, not {size[0]} and {size[1]}")
     return size[0], size[1]

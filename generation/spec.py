@@ -62,6 +62,10 @@ def _as_grid(value: Any) -> str | None:
 
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(read_seeds), PlainSerializer(spell_seeds)]
 Size = Annotated[int | None, Field(ge=8, multiple_of=8, le=16384)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
+Guidance = Annotated[str, BeforeValidator(_as_guidance)]
+SamplerLine = Annotated[str, BeforeValidator(_as_sampler)]
+GridLine = Annotated[str | None, BeforeValidator(_as_grid)]
 
 
 class RunSpec(BaseModel):
@@ -70,7 +74,7 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
 
     # what is drawn
-    prompts: Annotated[tuple[str, ...], BeforeValidator(_as_texts)] = ()
+    prompts: Texts = ()
     negative: str | None = Field(
         None, description="what should not be there; needs a rule with an unconditional branch"
     )
@@ -87,9 +91,9 @@ class RunSpec(BaseModel):
     lora: str | None = Field(None, description="a LoRA: a safetensors file, a folder or a hub id")
     lora_scale: float = 1.0
     # how
-    guidance: Annotated[str, BeforeValidator(_as_guidance)] = "cfg:scale=5"
-    sampler: Annotated[str, BeforeValidator(_as_sampler)] = "dpmpp-2m"
-    grid: Annotated[str | None, BeforeValidator(_as_grid)] = None
+    guidance: Guidance = "cfg:scale=5"
+    sampler: SamplerLine = "dpmpp-2m"
+    grid: GridLine = None
     steps: int = Field(30, ge=1, le=10_000)
     teleport: str | None = Field(None, description="leave the first steps out: a file of pilotage fit-teleport")
     call: dict[str, Any] = Field(default_factory=dict, description="further arguments of the pipeline's own call")

@@ -1,0 +1,177 @@
+"""Low-rank adapters: put on a network, switched off for a while, saved as diffusers has them, and mixed.
+
+A layer's weight is W + scale B A with A (rank, inputs), B (outputs, rank), scale = alpha / rank (Hu et al. 2021,
+arXiv 2106.09685). Files hold scale B, so that their own scale is 1 and no further number is needed to load them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..samplers.noise import derived_seed
+from ..storage import disk_errors, make_folder, whole
+
+FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_NAME = "default"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """rank: of the change. alpha: scale is alpha / rank; None is alpha = rank. targets: ends of the names of layers."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where it stands in a spec
+
+    rank: int = 4
+    alpha: float | None = None
+    targets: tuple[str, ...] = ATTENTION
+
+
+def add_lora(network: Any, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
+    """Adapters on the layers of a diffusers network, float32, B = 0 and A ~ N(0, 1/rank^2) by the seed. What learns.
+
+    Everything else is frozen. UsageError where no layer has such a name.
+    """
+    from peft import LoraConfig
+
+    network.requires_grad_(False)
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
+    try:
+        network.add_adapter(config, adapter_name=_NAME)
+    except ValueError:
+        raise UsageError(
+            f"no layer of {type(network).__name__} is called {', '.join(settings.targets)}; name others with targets"
+        ) from None
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for name, parameter in named:
+            parameter.data = parameter.data.float()
+            if ".lora_A." in name:
+                generator = torch.Generator().manual_seed(derived_seed(seed, "lora", name))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / settings.rank)
+    return [parameter for _, parameter in named]
+
+
+def _layers(network: nn.Module) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def adapters_on(network: nn.Module) -> bool:
+    """Do its adapters act?"""
+    return not any(layer._disable_adapters for layer in _layers(network))
+
+
+@contextmanager
+def adapters(network: nn.Module, on: bool) -> Iterator[None]:
+    """Inside, the network with its adapters, or without them.
+
+    peft's own switch would also take requires_grad from the parameters, and a backward pass that happens meanwhile
+    would then drop their gradients without a word.
+    """
+    before = [(layer, layer._disable_adapters) for layer in _layers(network)]
+    for layer, _ in before:
+        layer._disable_adapters = not on
+    try:
+        yield
+    finally:
+        for layer, was in before:
+            layer._disable_adapters = was
+
+
+def lora_state(network: nn.Module, prefix: str = "unet") -> dict[str, Tensor]:
+    """The adapters by diffusers' names, with the scale in B."""
+    found: dict[str, Tensor] = {}
+    for name, layer in network.named_modules():
+        if _NAME not in getattr(layer, "lora_A", {}):
+            continue
+        a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+        found[f"{prefix}.{name}{_A}"] = a.detach().float().cpu().clone()
+        found[f"{prefix}.{name}{_B}"] = (b.detach().float() * layer.scaling[_NAME]).cpu()
+    return found
+
+
+def change_norm(network: nn.Module) -> float:
+    """The norm of the change of all weights, sqrt(sum |scale B A|^2), from the small products A A' and B' B."""
+    total = 0.0
+    for layer in _layers(network):
+        a, b = (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight)
+        a, b = a.detach().double().flatten(1), b.detach().double().flatten(1)
+        total += layer.scaling[_NAME] ** 2 * float(((a @ a.T) * (b.T @ b)).sum())
+    return max(total, 0.0) ** 0.5
+
+
+def save_lora(state: Mapping[str, Tensor], folder: Path) -> Path:
+    """A folder that `pipe.load_lora_weights(folder)` loads. The file."""
+    make_folder(folder)
+    file = folder / FILE
+    with disk_errors(folder), whole(file) as part:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata={"format": "pt"})
+    return file
+
+
+def read_lora(folder: str | Path) -> dict[str, Tensor]:
+    """The adapters in a folder or file. UsageError for what is none of ours: a scale of its own, or other kinds."""
+    path = Path(folder)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(f"there is no LoRA {file}; give a folder that pilotage finetune wrote")
+    try:
+        state = load_file(file)
+    except Exception as error:  # safetensors has its own kinds
+        raise UsageError(f"cannot read the LoRA {file}: {' '.join(str(error).split())[:200]}") from None
+    other = next((name for name in state if not name.endswith((_A, _B))), None)
+    if other is not None:
+        raise UsageError(f"{file} holds {other}, which is no plain LoRA; mix it with pipe.set_adapters instead")
+    return state
+
+
+def scaled(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The same adapters with their change times `scale`: 0 is the base model, 1 leaves every bit as it is."""
+    return {name: tensor if name.endswith(_A) or scale == 1 else tensor * scale for name, tensor in state.items()}
+
+
+def mixed(parts: Sequence[tuple[str | Path, float]], scale: float = 1.0) -> dict[str, Tensor]:
+    """One LoRA whose change is scale * sum_j w_j B_j A_j, of [(folder, w), ...]: `save_lora` writes it.
+
+    The *changes of the weights* are summed, exactly, by stacking the adapters along their rank: B A of the stack is the
+    sum of B_j A_j. Averaging the A and the B by themselves would be another model. An adapter of weight 0 is left out,
+    so that weights (1, 0) give the first one bit for bit. The multi-reward mixing of AlignProp (arXiv 2310.03739) and
+    DRaFT (arXiv 2309.17400), where the weights sum to 1.
+    """
+    if not parts:
+        raise UsageError("nothing to mix; give [(folder, weight), ...]")
+    states = [scaled(read_lora(folder), weight * scale) for folder, weight in parts if weight * scale != 0]
+    if not states:
+        return scaled(read_lora(parts[0][0]), 0.0)
+    if len(states) == 1:
+        return states[0]
+    modules = dict.fromkeys(name.removesuffix(_A) for state in states for name in state if name.endswith(_A))
+    result: dict[str, Tensor] = {}
+    for module in modules:
+        pairs = [_pair(state, module, states) for state in states]
+        result[module + _A] = torch.cat([a for a, _ in pairs], dim=0)
+        result[module + _B] = torch.cat([b for _, b in pairs], dim=1)
+    return result
+
+
+def _pair(state: Mapping[str, Tensor], module: str, states: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A and B of a layer; zeros of this adapter's rank where it has none there, so that all layers have one rank."""
+    if module + _A in state:
+        return state[module + _A], state[module + _B]
+    like = next(other for other in states if module + _A in other)
+    rank = next(len(tensor) for name, tensor in state.items() if name.endswith(_A))
+    a, b = like[module + _A], like[module + _B]
+    return a.new_zeros(rank, *a.shape[1:]), b.new_zeros(len(b), rank, *b.shape[2:])

@@ -1,0 +1,113 @@
+"""From a spec to what a run works with: the model that learns, the reward, the judges. What cannot go is refused here,
+before anything big is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..generation.models import load, load_weak
+from ..generation.spec import RunSpec
+from ..guidance.grammar import parse
+from .held_out import embedded_judge
+from .learner import Learner
+from .method import Method
+from .methods.registry import make_method
+from .pipeline_learner import PipelineLearner
+from .rewards.opening import open_rewards
+from .rewards.reward import Reward
+from .spec import FinetuneSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """modules: everything that is loaded, for the memory plan. features: where diversity is measured, or None."""
+
+    learner: Learner
+    method: Method
+    reward: Reward
+    judges: Mapping[str, Reward] = field(default_factory=dict)
+    features: Any = None
+    modules: tuple[nn.Module, ...] = ()
+
+
+def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu") -> Opened:
+    """Everything of a run. Raises UsageError for a reward without a gradient where the method needs one, a judge that
+    is the reward, a model that cannot be trained, fp16 on a CPU."""
+    device = torch.device(device)
+    spec.training_prompts()
+    if spec.precision == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 needs a GPU; use precision bf16 or no")
+    method, (reward, judges) = make_method(spec.method), open_scores(spec, device)
+    if method.differentiable and not reward.differentiable:
+        raise UsageError(f"{spec.method} needs a gradient, which the reward {reward.name} has not; use ddpo")
+    features = None
+    if spec.features:
+        from ..evaluation.features import open_features
+
+        features = open_features(spec.features, device)
+    learner, modules = open_learner(spec, device)
+    return Opened(learner, method, reward, judges, features, modules)
+
+
+def open_scores(spec: FinetuneSpec, device: torch.device) -> tuple[Reward, dict[str, Reward]]:
+    """The training reward and the judges by name; the embedded model's own judge is among them unless a prompt is not
+    of its world."""
+    if not spec.reward:
+        raise UsageError("no reward to raise; name one, such as --reward adherence, see pilotage list rewards")
+    reward = open_rewards(spec.reward, device)
+    judges = {line: open_rewards(line, device) for line in spec.judges}
+    for judge in judges.values():
+        refuse_own_judge(reward, judge)
+    if spec.model == "embedded" and _of_the_world(spec.held_out_prompts()):
+        judges = {"adherence": embedded_judge(), **judges} if "adherence" not in judges else judges
+    return reward, judges
+
+
+def _of_the_world(prompts: list[str]) -> bool:
+    from ..evaluation.judges import open_judge
+
+    judge = open_judge("embedded")
+    try:
+        return all(judge.parse(prompt) for prompt in prompts)
+    except UsageError:
+        return False
+
+
+def refuse_own_judge(reward: Reward, judge: Reward) -> None:
+    """A judge is never what was trained on: another model, or without models another reward."""
+    shared = _models(reward) & _models(judge)
+    if shared:
+        raise UsageError(f"the judge {judge.name} is part of the training reward ({min(shared)}); choose another judge")
+
+
+def _models(reward: Reward) -> set[str]:
+    """Of the rewards that it is made of; where there is no model, the reward's name."""
+    if reward.parts:
+        return set().union(*map(_models, reward.parts))
+    return {reward.name.partition(":")[0] if reward.model == "none" else reward.model}
+
+
+def open_learner(spec: FinetuneSpec, device: torch.device) -> tuple[PipelineLearner, tuple[nn.Module, ...]]:
+    """The model of a spec as a learner, and all modules that were loaded."""
+    pipe = load(spec.model, device=str(device), allow_download=spec.allow_download)
+    networks = {}
+    if "weak" in parse(spec.guidance).needs:
+        drawn = RunSpec(model=spec.model, weak=spec.weak, guidance=spec.guidance, device=str(device))
+        networks = {"weak": load_weak(drawn, pipe).requires_grad_(False)}
+    learner = PipelineLearner(
+        pipe,
+        spec.lora if spec.train == "lora" else None,
+        seed=spec.seed,
+        precision=spec.precision,
+        network_checkpoints=spec.network_checkpoints,
+        networks=networks,
+        size=spec.size,
+    )
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return learner, (*parts, *networks.values(), *learner.further_modules())

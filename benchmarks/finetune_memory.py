@@ -4,9 +4,9 @@
 
 The reward is the mean red of the pictures; DDIM with eta = 1, no guidance. Passes: forward and backward passes of the
 UNet a picture. Peak: the most bytes of tensors alive at once in an update, beside the weights and the gradients, at 10
-and at 50 steps. Time: of an update with checkpoints against one that keeps all graphs, the median and the range of the
-ratio over interleaved rounds; with LoRA, whose backward pass costs about as much as a forward pass, and where all
-weights train, whose backward pass costs about twice as much.
+and at 50 steps. Time: CPU time of an update through all steps against one that keeps all graphs, the median and the
+range of the ratio over interleaved rounds; with LoRA and where all weights train. The bound is (2F + B) / (F + B), of
+passes of the UNet that are timed alone: F forwards, B backwards, the median of both.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ sys.path.append(str(Path(__file__).parent))
 from adjoint_memory import Alive
 
 LINES = (
-    "draft:gradient=full", "draft", "draft:gradient=segments", "draft:gradient=discrete", "draft-k:truncation=1",
-    "draft-k:truncation=5", "draft-lv", "refl", "draft:kl=0.1", "draft-k:truncation=5,anchor=0.1",
+    "draft:gradient=full", "draft", "draft:keep=5", "draft:gradient=checkpoint", "draft:gradient=segments",
+    "draft-k:truncation=1", "draft-k:truncation=5", "draft-lv", "refl", "draft:kl=0.1",
+    "draft-k:truncation=5,anchor=0.1",
 )  # fmt: skip
 SHORT, LONG = 10, 50
 
@@ -95,18 +96,37 @@ def passes(line: str, learner: PipelineLearner, steps: int, rows: int) -> tuple[
     return counted.calls / rows, counted.backs / rows
 
 
-def ratios(learner: Learner, steps: int, rows: int, rounds: int) -> list[float]:
-    """Time with checkpoints over time with all graphs, a round each."""
-    found = []
-    for number in range(rounds + 1):
+TIMED = ("draft:gradient=full", "draft", "draft:keep=5", "draft:gradient=checkpoint", "alignprop:truncation=3")
+
+
+def ratios(learner: Learner, steps: int, rows: int, rounds: int) -> dict[str, list[float]]:
+    """CPU time of each of `TIMED` over that of the first, a round each."""
+    found: dict[str, list[float]] = {line: [] for line in TIMED}
+    for _ in range(rounds + 1):
         times = {}
-        for gradient in ("full", "checkpoint")[:: 1 if number % 2 else -1]:
-            method, ctx = make_method("draft", gradient=gradient), an_update(learner, steps, rows)
-            start = time.perf_counter()
+        for line in TIMED:
+            method, ctx = make_method(line), an_update(learner, steps, rows)
+            start = time.process_time()
             run(method, ctx)
-            times[gradient] = time.perf_counter() - start
-        found.append(times["checkpoint"] / times["full"])
-    return found[1:]  # the first one warms up
+            times[line] = time.process_time() - start
+        for line in TIMED:
+            found[line].append(times[line] / times[TIMED[0]])
+    return {line: shares[1:] for line, shares in found.items()}  # the first round warms up
+
+
+def bound(learner: Learner, rows: int, rounds: int = 9) -> float:
+    """(2F + B) / (F + B) of one step."""
+    ctx = an_update(learner, 10, rows)
+    levels, denoiser = learner.levels("trailing", 10), learner.denoiser(ctx.prompts)
+    x, times = learner.start(ctx.seeds, levels), []
+    for _ in range(rounds):
+        leaf, start = x.clone().requires_grad_(), time.process_time()
+        end = denoiser(leaf, levels[3]).denoised
+        middle = time.process_time()
+        end.sum().backward()
+        times.append((middle - start, time.process_time() - middle))
+    forth, back = (statistics.median(column) for column in zip(*times))
+    return (2 * forth + back) / (forth + back)
 
 
 def main() -> None:
@@ -125,10 +145,13 @@ def main() -> None:
         sizes = [peak(make_method(line), an_update(lora, steps, args.rows)) for steps in (SHORT, LONG)]
         shown = " | ".join(f"{size / 2**20:.1f}" for size in sizes)
         print(f"| {line} | {calls:g}, {backs:g} | {shown} | {sizes[1] / sizes[0]:.3f} |", flush=True)
-    print(f"\nTime with checkpoints against full backpropagation, {args.steps} steps, {args.rows} rows:\n")
+    print(f"\nCPU time against full backpropagation, {args.steps} steps, {args.rows} rows:\n")
+    print(f"| what learns | bound | {' | '.join(TIMED[1:])} |")
+    print(f"|---|---|{'---|' * len(TIMED[1:])}")
     for name, learner in (("LoRA", lora), ("all weights", PipelineLearner(load(), None))):
         found = ratios(learner, args.steps, args.rows, args.rounds)
-        print(f"- {name}: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})", flush=True)
+        cells = [f"{statistics.median(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in list(found.values())[1:]]
+        print(f"| {name} | {bound(learner, args.rows):.2f} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def _say(found: Ranking, folder: Path) -> None:
         f", reward {first.score:.4g} -> {last.score:.4g}" if first.score is not None and last.score is not None else ""
     )
     print(
-        f"{found.state.round} round{'s' * (found.state.round != 1)}, {found.drawn} pictures drawn, "
+        f"{found.state.round} round{'s' * (found.state.round != 1)}, "
+        f"{found.drawn} picture{'s' * (found.drawn != 1)} drawn, "
         f"{moves} move{'s' * (moves != 1)}{gain}"
     )
     print(f"picture.png, latent.safetensors, sheet.png in {folder}")

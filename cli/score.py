@@ -56,15 +56,14 @@ def score(
         ),
     ] = None,
     neighbours: Annotated[
-        int,
+        str,
         typer.Option(
             "--neighbours",
             "-k",
-            min=1,
-            help="k of precision, recall, density and coverage.",
+            help="k of precision, recall, density and coverage; auto covers equal distributions to .95.",
             rich_help_panel=_WHAT,
         ),
-    ] = 5,
+    ] = "5",
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode files.", rich_help_panel=_WHERE)] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_WHERE)] = "auto",
     output: Annotated[
@@ -116,7 +115,7 @@ def score(
             **{which: _opened(source, workers) for which, source in given.items() if source is not None},
             metrics=metrics,
             features=features or ["embedded"],
-            k=neighbours,
+            k=_neighbours(neighbours),
             device=device,
             assume=assume,
             progress=progress,
@@ -149,6 +148,14 @@ def _tell(reports: dict[str, Report], shown: dict[str, Any], drawn: dict[str, An
         print(report.write(folder if len(reports) == 1 else folder / f"{name}.json"))
     if not alone:
         print(write_page(reports, folder, shown, drawn))
+
+
+def _neighbours(k: str) -> int | str:
+    from ..errors import UsageError
+
+    if k != "auto" and not (k.isdecimal() and int(k)):
+        raise UsageError(f"-k {k} is no number of neighbours; use 5, or auto")
+    return k if k == "auto" else int(k)
 
 
 def _by_name(generated: list[str]) -> dict[str, str]:

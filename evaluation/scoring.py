@@ -17,6 +17,7 @@ from .environment import environment, open_device
 from .features import Extractor, open_features, weights_hash
 from .judges import Judge, open_judge
 from .measures.evidence import SEED, Evidence
+from .metrics.prdc import smallest_k
 from .metrics.registry import SUITES, chosen, lines_of
 from .plan import Plan
 from .processes import Processes
@@ -37,7 +38,7 @@ def score(
     metrics: Iterable[str] | str | None = None,
     features: Any = "embedded",
     judge: str | Judge = "embedded",
-    k: int = 5,
+    k: int | str = 5,
     device: torch.device | str = "auto",
     guided_by: str | nn.Module | None = None,
     assume: str | None = None,
@@ -54,7 +55,8 @@ def score(
     metrics: names of `METRICS`, lines with settings, or groups (prdc, colour, quick, standard, full). What is named
     must be possible; of quick (the default), standard and full, what is not is left out with the reason.
     features: a name of `FEATURES` with settings or a callable uint8 (n, 3, H, W) -> (n, D), or several of them, the
-    first being that of metrics that are not bound to one. k: neighbours. device: "auto", "cpu", "cuda".
+    first being that of metrics that are not bound to one. k: neighbours, or "auto", the smallest with which equal
+    distributions are covered to .95. device: "auto", "cpu", "cuda".
     guided_by: the classifier that guided, or the hash of its weights, which must not be the judge.
     assume: the preprocessing of a foreign statistics file, which does not say it.
     value_range, background, captions: see `open_source`; captions are those of the generated pictures.
@@ -92,7 +94,7 @@ def score_each(
     metrics: Iterable[str] | str | None = None,
     features: Any = "embedded",
     judge: str | Judge = "embedded",
-    k: int = 5,
+    k: int | str = 5,
     device: torch.device | str = "auto",
     guided_by: str | nn.Module | None = None,
     assume: str | None = None,
@@ -142,13 +144,21 @@ class _Evidence:
         sets: Mapping[str, Collected],
         extractors: Sequence[Extractor],
         judge: Judge | None,
-        k: int,
+        k: int | str,
         device: torch.device,
     ):
-        self.sets, self.judge, self.k, self.device = sets, judge, k, device
+        self.sets, self.judge, self.device = sets, judge, device
+        self.k = self._resolved(k)
         self.extractors = {extractor.name: extractor for extractor in extractors}
         self.first = extractors[0].name if extractors else ""
         self.known: dict[str, Evidence] = {}
+
+    def _resolved(self, k: int | str) -> int:
+        if k != "auto":
+            return int(k)
+        if "real" not in self.sets:
+            return 5
+        return smallest_k(len(self.sets["real"]), len(self.sets["generated"]))
 
     def of(self, space: str, with_recall: bool) -> Evidence:
         name = space or self.first

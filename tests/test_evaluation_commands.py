@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from generation_tools import pilotage
 from PIL import Image
 
 from pilotage.cli.main import run
@@ -157,3 +159,19 @@ def test_networks_open_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     extractor = open_features("score-norms")
     assert extractor(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_that_is_scored_while_it_is_made(tmp_path: Path) -> None:
+    """Its pictures are those that `generate` writes, and none is written."""
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(
+            {"prompts": ["two red stars on navy"], "seeds": "0-4", "steps": 2, "batch_size": 2, "exact": True}
+        )
+    )
+    command = ["--metrics", "colour,adherence", "-o"]
+    assert pilotage("score", tmp_path / "run.yaml", *command, tmp_path / "made.json") == 0
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["made.json", "run.yaml"]
+    assert pilotage("generate", "--config", tmp_path / "run.yaml", "-o", tmp_path / "run") == 0
+    assert pilotage("score", tmp_path / "run", *command, tmp_path / "written.json") == 0
+    made, written = (Report.read(tmp_path / name) for name in ("made.json", "written.json"))
+    assert [(r.name, r.value) for r in made] == [(r.name, r.value) for r in written] and len(made.results) > 3

@@ -235,6 +235,21 @@ def test_a_metric_in_several_ways_is_called_by_its_lines() -> None:
     assert "r=0.5" in found["energy"].protocol and found["sid:order=1"].value == found["sid"].value
 
 
+def test_presets_and_a_chosen_k() -> None:
+    real, made = pictures(90), pictures(70, 1)
+    lines = ["precision:preset=adm-inception", "recall:preset=adm-inception", "precision", "coverage"]
+    found = score(generated=made, real=real, metrics=lines, features="random", k="auto")
+    extractor = open_features("random")
+    rows = {"real": extractor(real), "generated": extractor(made)}
+    wanted, chosen = prdc(**rows, k=3, closed=True), prdc(**rows, k="auto")
+    assert found["precision:preset=adm-inception"].value == wanted.precision and "<=" in found[lines[0]].protocol
+    assert found["recall"].value == wanted.recall and "k=3" in found["recall"].protocol
+    assert found["coverage"].value == chosen.coverage and f"k={chosen.k}," in found["coverage"].protocol
+    assert chosen.expected_coverage >= 0.95
+    with pytest.raises(UsageError, match="unknown preset 'adm-incept': did you mean adm-inception"):
+        score(generated=made, real=real, metrics="precision:preset=adm-incept", features="random")
+
+
 def test_one_reference_serves_many_runs() -> None:
     real = reference(pictures(90, 2), features="random")
     first = score(generated=pictures(80, 1), real=real, metrics="prdc", **SETTINGS)

@@ -78,7 +78,7 @@ def test_a_run_raises_its_reward_and_leaves_what_the_readme_promises(tmp_path: P
     assert [line["pictures"] for line in lines] == [4 * n for n in range(21)]
     assert [line["update"] for line in lines if "held_out" in line] == [0, 10, 20]
     assert lines[10]["judge"].keys() == {"redder"} and "weight_change" in lines[10]["held_out"]
-    assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == ["000000.png"]
+    assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == ["000000.png", "000020.png"]
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "| judge: redder |" in card and "| reward | -" in card and "draft" not in card.splitlines()[0]
     assert (tmp_path / "index.html").is_file() and yaml.safe_load((tmp_path / "run.yaml").read_text())["spec"]
@@ -461,7 +461,7 @@ def test_dry_run_prints_the_settings_and_the_memory(capsys: pytest.CaptureFixtur
     assert pilotage("finetune", "--preset", "finetune-embedded", "--set", "lora.rank=2", "--dry-run") == 0
     out = capsys.readouterr().out
     settings = yaml.safe_load(out)
-    assert settings["lora"]["rank"] == 2 and settings["reward"] == "adherence"
+    assert settings["lora"]["rank"] == 2 and settings["reward"] == "adherence:least=0.02"
     assert "# weights: " in out and "# peak, about: " in out
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..metrics.clipped_balls import ClippedBalls
 from ..metrics.intervals import mean_interval, wilson
+from ..metrics.prdc import PRDC
 from ..metrics.realism import realism as realism_of
 from ..results import Result
 from .evidence import NO_INTERVAL, Evidence
@@ -13,22 +15,24 @@ _Null = tuple[float | None, str]  # the value and how it was found
 _KIND = "Wilson 95 %, conditional: {} points vary, the other set and all radii fixed"
 
 
-def precision(evidence: Evidence, name: str) -> list[Result]:
-    """Over generated points."""
-    hits = evidence.balls.balls > 0
-    return [_share(evidence, name, evidence.balls.precision, hits, "generated", _of_halves(evidence, "precision"))]
+def precision(evidence: Evidence, name: str, preset: str = "") -> list[Result]:
+    """Over generated points. preset: of `prdc.SETTINGS`, as a paper has it; "" is k and strict."""
+    found, halves = evidence.balls_as(preset)
+    null = (halves.precision, evidence.halves_kind) if halves else (None, "")
+    return [_share(evidence, name, found, found.precision, found.balls > 0, "generated", null)]
 
 
-def recall(evidence: Evidence, name: str) -> list[Result]:
-    """Over real points."""
-    found = evidence.balls
-    return [_share(evidence, name, found.recall, found.recalled, "real", _of_halves(evidence, "recall"))]
+def recall(evidence: Evidence, name: str, preset: str = "") -> list[Result]:
+    """Over real points. preset: as for precision."""
+    found, halves = evidence.balls_as(preset)
+    null = (halves.recall, evidence.halves_kind) if halves else (None, "")
+    return [_share(evidence, name, found, found.recall, found.recalled, "real", null)]
 
 
 def coverage(evidence: Evidence, name: str) -> list[Result]:
     """Over real points."""
     found = evidence.balls
-    return [_share(evidence, name, found.coverage, found.covered, "real", (found.expected_coverage, "exact"))]
+    return [_share(evidence, name, found, found.coverage, found.covered, "real", (found.expected_coverage, "exact"))]
 
 
 def density(evidence: Evidence, name: str) -> list[Result]:
@@ -43,12 +47,14 @@ def density(evidence: Evidence, name: str) -> list[Result]:
             interval_kind="normal 95 %, conditional: generated points vary, the real set and its radii fixed",
             null=found.expected_density,
             null_kind="exact",
-            protocol=_protocol(evidence),
+            protocol=_protocol(evidence, found),
         )
     ]
 
 
-def _share(evidence: Evidence, name: str, value: float, hits: Tensor, over: str, expected: _Null) -> Result:
+def _share(
+    evidence: Evidence, name: str, found: PRDC, value: float, hits: Tensor, over: str, expected: _Null
+) -> Result:
     null, null_kind = expected
     return evidence.result(
         name,
@@ -57,17 +63,13 @@ def _share(evidence: Evidence, name: str, value: float, hits: Tensor, over: str,
         interval_kind=_KIND.format(over),
         null=null,
         null_kind=null_kind,
-        protocol=_protocol(evidence),
+        protocol=_protocol(evidence, found),
     )
 
 
-def _of_halves(evidence: Evidence, share: str) -> _Null:
-    halves = evidence.balls_of_halves
-    return (getattr(halves, share), evidence.halves_kind) if halves else (None, "")
-
-
-def _protocol(evidence: Evidence) -> str:
-    return f"prdc_{evidence.seen('real').name}, k={evidence.k}, strict <, exact"
+def _protocol(evidence: Evidence, found: PRDC | ClippedBalls) -> str:
+    inside = "<=" if getattr(found, "closed", False) else "strict <"
+    return f"prdc_{evidence.seen('real').name}, k={found.k}, {inside}, exact"
 
 
 def clipped_density(evidence: Evidence, name: str) -> list[Result]:
@@ -95,7 +97,7 @@ def _clipped(
         interval_kind=NO_INTERVAL if half is None else f"normal 95 %, conditional: {over} points vary",
         null=1.0,
         null_kind="expected of equal distributions",
-        protocol=f"{_protocol(evidence)}, clipped at k, our calibration",
+        protocol=f"{_protocol(evidence, evidence.clipped)}, clipped at k, our calibration",
         details=details,
     )
 

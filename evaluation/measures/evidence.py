@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UsageError
+from ...errors import UsageError, nearest
 from ..collect import Collected
 from ..features import Extractor
 from ..metrics.clipped_balls import ClippedBalls, clipped_balls
-from ..metrics.prdc import PRDC, prdc
+from ..metrics.prdc import PRDC, SETTINGS, prdc
 from ..results import Result
 from ..space import Space
 
@@ -42,6 +42,7 @@ class Evidence:
     extractor: Extractor | None = None
     with_recall: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    _presets: dict[str, tuple[PRDC, PRDC | None]] = field(default_factory=dict, repr=False)
 
     @property
     def reference(self) -> Collected:
@@ -111,6 +112,21 @@ class Evidence:
         real, generated = self.features
         radii = self.seen("real").radii(self.k, self.device)
         return prdc(real=real, generated=generated, k=self.k, real_radii=radii, recall=self.with_recall)
+
+    def balls_as(self, preset: str = "") -> tuple[PRDC, PRDC | None]:
+        """Those of the two sets, and of halves of the real set, by a preset of `prdc.SETTINGS`; "" is k and strict."""
+        if not preset:
+            return self.balls, self.balls_of_halves
+        if preset not in SETTINGS:
+            raise UsageError(f"unknown preset {preset!r}: {nearest(preset, SETTINGS)}")
+        if preset not in self._presets:
+            settings, (real, generated) = SETTINGS[preset], self.features
+            halves = self.halves
+            self._presets[preset] = (
+                prdc(real=real, generated=generated, k=settings.k, closed=settings.closed),
+                halves and prdc(real=halves[0], generated=halves[1], k=settings.k, closed=settings.closed),
+            )
+        return self._presets[preset]
 
     @cached_property
     def clipped(self) -> ClippedBalls:

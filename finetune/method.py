@@ -79,6 +79,9 @@ class Method(ABC):
         """How many pictures one update samples for so many prompts: what sample efficiency is counted in."""
         return prompts
 
+    def check(self, learner: Learner, sampling: Sampling) -> None:  # noqa: B027, most methods go with every sampler
+        """UsageError for a way of sampling that this method cannot learn from, before anything is drawn."""
+
     @abstractmethod
     def update(self, ctx: UpdateContext) -> Iterator[Part]:
         """Sample, reward, and yield losses to be lowered. At least one part steps, unless nothing was learnt (say so

@@ -21,11 +21,11 @@ tags: [{tags}]
 {what} of `{model}`, trained with pilotage by `{method}` to raise the reward `{reward}`: {updates} updates, {pictures}
 pictures sampled.{stopped}
 
-| on held-out prompts | before | after |
+| {where} | before | after |
 |---|---|---|
 {rows}
 
-Prompts that were not trained on, {seeds} seeds each, sampled as in training (`{sampler}`, grid `{grid}`, {steps} steps,
+{prompts}, {seeds} seeds each, sampled as in training (`{sampler}`, grid `{grid}`, {steps} steps,
 guidance `{guidance}`). The judges were not trained on. Diversity is the mean distance of two pictures of one prompt.
 
 A reward is not quality: look at the pictures, and try the adapter at a lower scale.
@@ -38,6 +38,9 @@ A reward is not quality: look at the pictures, and try the adapter at a lower sc
 
 Model: {judged_by}. Licence: {licence}. Preprocessing: {preprocessing}.
 """
+
+_HELD_OUT = "Prompts that were not trained on"
+_NONE_HELD_OUT = "The first of the training prompts, as none were held out"
 
 _LORA = """\
 ```python
@@ -68,7 +71,9 @@ def write_card(
         updates=looks["after"].get("at", spec.updates),
         pictures=pictures,
         stopped=f" Training {stopped}." if stopped else "",
+        where="on held-out prompts" if spec.held_out else "on training prompts",
         rows="\n".join(_rows(looks["before"], looks["after"])),
+        prompts=_HELD_OUT if spec.held_out else _NONE_HELD_OUT,
         seeds=spec.held_out_seeds,
         sampler=spec.sampler,
         grid=spec.grid,

@@ -30,7 +30,8 @@ _COLUMNS = 8
 
 
 def refuse_other_run(folder: Path, spec: FinetuneSpec) -> None:
-    """A folder holds one run: refuse another spec, and a folder that is in use for something else."""
+    """A folder holds one run: refuse another spec, and a folder that is in use for something else. A run without an
+    update, such as one whose settings were refused on the way, gives its folder to the next."""
     with disk_errors(folder):
         held = [path.name for path in folder.iterdir()] if folder.exists() else []
     if RUN not in held:
@@ -43,8 +44,14 @@ def refuse_other_run(folder: Path, spec: FinetuneSpec) -> None:
         raise UsageError(f"{folder / RUN} is of no training run; choose another output") from None
     said = [f"{key} is {_short(there[key])} there and {_short(here)} here" for key, here in spec.identity().items()
             if there[key] != here]  # fmt: skip
-    if said:
+    if said and _learnt(folder):
         raise UsageError(f"{folder} holds another run: {'; '.join(said)}. Choose another output, or those settings")
+
+
+def _learnt(folder: Path) -> bool:
+    """Has an update been made here?"""
+    kept = any(path.stem.isdecimal() for path in (folder / CHECKPOINTS).glob("*.safetensors"))
+    return kept or any(line["update"] > 0 for line in read_log(folder))
 
 
 def _short(value: Any) -> str:
@@ -53,9 +60,9 @@ def _short(value: Any) -> str:
 
 
 def begin(folder: Path, spec: FinetuneSpec) -> None:
-    """The folder with its run.yaml, unless that is there."""
+    """The folder with its run.yaml, which stays that of the first update."""
     make_folder(folder)
-    if not (folder / RUN).is_file():
+    if not (folder / RUN).is_file() or not _learnt(folder):
         held = {"spec": spec.plain(), "versions": versions()}
         write_text(folder / RUN, yaml.safe_dump(held, sort_keys=False, allow_unicode=True, width=110))
 

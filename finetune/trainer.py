@@ -21,6 +21,7 @@ import torch
 from ..errors import UsageError
 from ..evaluation.processes import Processes
 from ..generation.environment import threads
+from ..generation.models import device_named
 from ..storage import make_folder
 from . import checkpoint, run_folder
 from .dealing import Deal
@@ -77,6 +78,7 @@ def train(
     with threads(spec.threads):
         from accelerate import Accelerator
 
+        device_named(spec.device)  # accelerate would take the CPU without a word where there is no GPU
         accelerator = Accelerator(cpu=spec.device == "cpu", mixed_precision="no", log_with=spec.tracker,
                                   project_dir=str(spec.folder()))  # fmt: skip
         opened = opened or open_run(spec, accelerator.device)
@@ -103,6 +105,7 @@ class Run:
         self.update = self.pictures = 0
         self.seconds, self.stopped = 0.0, ""
         self.notices: list[str] = []
+        self.passed_over: list[str] = []  # damaged checkpoints, for the next line of the log
         self.looks: dict[str, dict[str, Any]] = {}
 
     # -- the whole ---------------------------------------------------------------------------------------------
@@ -157,8 +160,11 @@ class Run:
             self._stop()
             said.append(f"update {self.update}: {self.stopped}")
         self.notices += said
+        said, self.passed_over = [*self.passed_over, *said], []
         head = {"update": self.update, "seconds": round(self.seconds, 3), "pictures": self.pictures}
         self._say(head | numbers | ({"notices": said} if said else {}))
+        if self._due(self.spec.sheet_every):
+            self._page()
         if stop is not None or self._due(self.spec.checkpoint_every):
             self._keep()
 
@@ -170,28 +176,34 @@ class Run:
             self._sheet(look)
         self._keep()
         if self._first:
-            from .page import write_page
-
             self._write_result()
-            write_page(self.folder)
+        self._page()
         if self.spec.tracker:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
 
+    def _page(self) -> None:
+        if self._first:
+            from .page import write_page
+
+            write_page(self.folder)
+
     # -- one update --------------------------------------------------------------------------------------------
 
     def _learn(self) -> tuple[dict[str, Any], list[Notice]]:
-        """The method's parts and steps. Its numbers, averaged over parts and processes."""
-        numbers = Numbers()
+        """The method's parts and steps. Its numbers, averaged over steps and processes; a step's loss is the sum of its
+        parts, as its gradient is."""
+        numbers, loss = Numbers(), 0.0
         notices: list[Notice] = []
         self.stepper.forget()
         with closing(self.opened.method.update(self._context(numbers))) as parts:  # type: ignore[type-var]
             while (part := self._next(parts)) is not None and not any(notice.stops for notice in notices):
                 self.stepper.backward(part.loss)
-                numbers.add(loss=part.loss.detach())
+                loss += float(part.loss.detach())
                 if part.steps:
                     stepped = self.stepper.step()
-                    numbers.add(grad_norm=stepped.norm)
+                    numbers.add(loss=loss, grad_norm=stepped.norm)
+                    loss = 0.0
                     notices += self.guard.step(not stepped.failed)
                 del part
         self.pictures += self.opened.method.pictures(self.spec.batch)
@@ -231,8 +243,10 @@ class Run:
         return bool(every) and self.update % every == 0
 
     def _look_if_due(self, numbers: dict[str, Any]) -> list[Notice]:
-        """An evaluation and a sheet where they are due; the evaluation's numbers go to the log's line."""
-        evaluate, sheet = self._due(self.spec.evaluate_every), self._due(self.spec.sheet_every)
+        """An evaluation and a sheet where they are due, and after the last update; the evaluation's numbers go to the
+        log's line."""
+        last = self.update == self.spec.updates
+        evaluate, sheet = last or self._due(self.spec.evaluate_every), last or self._due(self.spec.sheet_every)
         if not evaluate and not sheet:
             return []
         look = self._look()
@@ -281,7 +295,7 @@ class Run:
     def _stop(self) -> None:
         """Go back to the weights of the last good evaluation; steps that were left out have spoilt nothing."""
         self.accelerator.wait_for_everyone()
-        if self.guard.failed or "good" not in self.looks:
+        if self.guard.failed >= self.spec.limits.not_finite or "good" not in self.looks:
             self.stopped = f"stopped; the weights after update {self.update} are kept, look at them"
             return
         self.stepper.recall_weights(checkpoint.read(self._good))
@@ -305,15 +319,21 @@ class Run:
         state, said = checkpoint.last(self.folder / run_folder.CHECKPOINTS)
         if state is None:
             return 0
-        if len(state["memories"]) != self.processes.world:
-            raise UsageError(f"{self.folder} was begun by {len(state['memories'])} processes and "
-                             f"{self.processes.world} are here; start as many")  # fmt: skip
         self.stepper.recall(state["training"])
         self.guard.recall(state["guard"])
-        self.memory = state["memories"][self.processes.rank]
         self.update, self.pictures, self.seconds = state["update"], state["pictures"], state["seconds"]
         self.looks, self.stopped, self.notices = state["looks"], state["stopped"], state["notices"] + said
+        self.passed_over = said
+        if not self._finished():  # what is done may be looked at by any number of processes
+            self.memory = self._own(state["memories"])
         return self.update
+
+    def _own(self, memories: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this process's method remembers."""
+        if len(memories) != self.processes.world:
+            raise UsageError(f"{self.folder} was begun by {len(memories)} processes and "
+                             f"{self.processes.world} are here; start as many")  # fmt: skip
+        return memories[self.processes.rank]
 
     # -- the result --------------------------------------------------------------------------------------------
 

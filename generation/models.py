@@ -216,9 +216,10 @@ def _add_lora(pipe: Any, spec: RunSpec) -> None:
     if not Path(spec.lora).exists() and not _like_hub_id(spec.lora):
         raise UsageError(f"there is no LoRA {spec.lora!r}; give a safetensors file, a folder or a hub id")
     try:
-        pipe.load_lora_weights(
-            spec.lora, adapter_name="pilotage", local_files_only=not spec.allow_download, use_safetensors=True
-        )
+        with quiet():  # diffusers warns of every LoRA that has no part for the text encoder
+            pipe.load_lora_weights(
+                spec.lora, adapter_name="pilotage", local_files_only=not spec.allow_download, use_safetensors=True
+            )
         pipe.set_adapters("pilotage", spec.lora_scale)
     except Exception as error:  # peft and diffusers raise many kinds
         raise UsageError(f"cannot use the LoRA {spec.lora}: {' '.join(str(error).split())[:200]}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -220,5 +221,9 @@ def in_one_line(error: ValidationError, model: type[BaseModel]) -> UsageError:
     name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
     if first["type"] == "extra_forbidden":
         return UsageError(f"unknown key {name!r}: {nearest(name, model.model_fields)}")
+    if first["type"] == "unexpected_keyword_argument":  # of a dataclass inside, such as lora.rank
+        inner = model.model_fields[str(first["loc"][0])].annotation
+        known = [f"{first['loc'][0]}.{field.name}" for field in fields(inner)] if is_dataclass(inner) else []
+        return UsageError(f"unknown key {name!r}: {nearest(name, known)}")
     wrong = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return UsageError(f"{name}: {wrong[0].lower()}{wrong[1:]}, not {first['input']!r}")

@@ -12,6 +12,6 @@ class UsageError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """'did you mean a, b?' for the names closest to `name`, else the whole list."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names)}"

@@ -42,7 +42,7 @@ class Evidence:
     extractor: Extractor | None = None
     with_recall: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    _presets: dict[str, tuple[PRDC, PRDC | None]] = field(default_factory=dict, repr=False)
+    _presets: dict[str, tuple[PRDC, PRDC | None]] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def reference(self) -> Collected:

@@ -23,7 +23,8 @@ from ...samplers.adjoint.checkpoint import remembered
 from ...samplers.adjoint.registry import make_method
 from ...samplers.adjoint.sample import sample
 from ...samplers.adjoint.tensors import mapped
-from ..method import UpdateContext
+from ..learner import Learner
+from ..method import Sampling, UpdateContext
 from .backprop import Backprop, Losses, Visit
 from .batch import Batch
 from .last_steps import LastSteps, shortened
@@ -94,6 +95,10 @@ class AlignProp(Backprop):
         if k == "uniform":
             return int(torch.randint(1, steps + 1, (), generator=draws))
         return drawn(self.mean * steps, self.std * steps, steps, draws)
+
+    def check(self, learner: Learner, sampling: Sampling) -> None:
+        super().check(learner, sampling)
+        self.last(sampling.steps, 0)
 
     def told(self, ctx: UpdateContext) -> dict[str, float]:
         return {"truncation": self.last(ctx.sampling.steps, ctx.seed("truncation"))}

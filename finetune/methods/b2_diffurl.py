@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..method import Part, UpdateContext
+from ..learner import Learner
+from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, members, prompt_advantages, repeated, score
 from ..trajectory import Policy, Trajectory, make_policy, record
 
@@ -66,9 +67,14 @@ class B2DiffuRL(StepPolicyGradient):
         first = min(steps, max(2, round(self.first * steps)))
         return min(steps, first + update * (steps - first + 1) // max(1, self.stages or updates))
 
+    def check(self, learner: Learner, sampling: Sampling) -> None:
+        self._policy(learner, sampling)
+
+    def _policy(self, learner: Learner, how: Sampling) -> Policy:
+        return make_policy(learner, how.sampler, how.grid, how.steps, how.guidance)
+
     def update(self, ctx: UpdateContext) -> Iterator[Part]:
-        how = ctx.sampling
-        policy = make_policy(ctx.learner, how.sampler, how.grid, how.steps, how.guidance)
+        policy = self._policy(ctx.learner, ctx.sampling)
         trajectory = self.branched(ctx, policy)
         rewards = score(ctx, trajectory.end, trajectory.prompts)
         since = ctx.update - self.history + 1

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...samplers.sampler import State
-from ..method import Method, Part, UpdateContext
-from ..regularise import Regulariser
+from ..learner import Learner
+from ..method import Method, Part, Sampling, UpdateContext
+from ..regularise import Regulariser, check_divergence
 from .batch import Batch, batches
 from .reward_loss import make_loss
 
@@ -64,6 +65,10 @@ class Backprop(Method):
     @property
     def regulariser(self) -> Regulariser:
         return Regulariser(self.kl, self.divergence, self.anchor, self.preferred)
+
+    def check(self, learner: Learner, sampling: Sampling) -> None:
+        if self.kl:
+            check_divergence(self.divergence, sampling.sampler)
 
     @abstractmethod
     def visit(self, ctx: UpdateContext, batch: Batch) -> Visit:

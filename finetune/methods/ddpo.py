@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import UsageError
-from ..method import Part, UpdateContext
+from ..learner import Learner
+from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, prompt_advantages, score
-from ..trajectory import make_policy, record
+from ..trajectory import Policy, make_policy, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,14 @@ class DDPO(StepPolicyGradient):
         if self.buffer < self.least:
             raise UsageError(f"buffer={self.buffer} never holds least={self.least} rewards of a prompt; make it larger")
 
+    def check(self, learner: Learner, sampling: Sampling) -> None:
+        self._policy(learner, sampling)
+
+    def _policy(self, learner: Learner, how: Sampling) -> Policy:
+        return make_policy(learner, how.sampler, how.grid, how.steps, how.guidance)
+
     def update(self, ctx: UpdateContext) -> Iterator[Part]:
-        how = ctx.sampling
-        policy = make_policy(ctx.learner, how.sampler, how.grid, how.steps, how.guidance)
+        policy = self._policy(ctx.learner, ctx.sampling)
         start = ctx.learner.start(ctx.seeds, policy.levels)
         trajectory = record(policy, start, ctx.prompts, ctx.seeds, ctx.rows)
         rewards = score(ctx, trajectory.end, ctx.prompts)

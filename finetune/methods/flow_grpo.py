@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from ...errors import UsageError
 from ..advantages import group_advantages, varied
 from ..flow_sde import DanceGRPOSampler, FlowGRPOSampler, FlowSDE
-from ..method import Part, UpdateContext
+from ..learner import Learner
+from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, members, repeated, score
-from ..trajectory import make_policy, record
+from ..trajectory import Policy, make_policy, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,14 @@ class FlowGRPO(StepPolicyGradient):
     def sde(self) -> FlowSDE:
         return FlowGRPOSampler(self.noise)
 
+    def check(self, learner: Learner, sampling: Sampling) -> None:
+        self._policy(learner, sampling)
+
+    def _policy(self, learner: Learner, how: Sampling) -> Policy:
+        return make_policy(learner, self.sde(), how.grid, how.steps, how.guidance)
+
     def update(self, ctx: UpdateContext) -> Iterator[Part]:
-        how = ctx.sampling
-        policy = make_policy(ctx.learner, self.sde(), how.grid, how.steps, how.guidance)
+        policy = self._policy(ctx.learner, ctx.sampling)
         prompts = repeated(ctx.prompts, self.group)
         seeds = [seed for own in ctx.seeds for seed in members(own, self.group)]
         start = ctx.learner.start(repeated(ctx.seeds, self.group) if self.same_start else seeds, policy.levels)

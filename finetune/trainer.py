@@ -319,21 +319,16 @@ class Run:
         state, said = checkpoint.last(self.folder / run_folder.CHECKPOINTS)
         if state is None:
             return 0
+        if len(state["memories"]) != self.processes.world:
+            raise UsageError(f"{self.folder} was begun by {len(state['memories'])} processes and "
+                             f"{self.processes.world} are here; start as many")  # fmt: skip
         self.stepper.recall(state["training"])
         self.guard.recall(state["guard"])
+        self.memory = state["memories"][self.processes.rank]
         self.update, self.pictures, self.seconds = state["update"], state["pictures"], state["seconds"]
         self.looks, self.stopped, self.notices = state["looks"], state["stopped"], state["notices"] + said
         self.passed_over = said
-        if not self._finished():  # what is done may be looked at by any number of processes
-            self.memory = self._own(state["memories"])
         return self.update
-
-    def _own(self, memories: list[dict[str, Any]]) -> dict[str, Any]:
-        """What this process's method remembers."""
-        if len(memories) != self.processes.world:
-            raise UsageError(f"{self.folder} was begun by {len(memories)} processes and "
-                             f"{self.processes.world} are here; start as many")  # fmt: skip
-        return memories[self.processes.rank]
 
     # -- the result --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from finetune_toys import ToyLearner, near
 from torch import Tensor
 
 from pilotage.errors import UsageError, nearest
-from pilotage.finetune import FinetuneSpec, Opened, Part, UpdateContext, checkpoint, run_folder, train
+from pilotage.finetune import FinetuneSpec, Opened, Part, UpdateContext, run_folder, train
 from pilotage.finetune.method import Method, Sampling
 from pilotage.finetune.methods.registry import make_method
 from pilotage.finetune.opening import open_run
@@ -181,14 +181,3 @@ def test_one_failed_step_does_not_keep_the_weights_of_an_explosion(tmp_path: Pat
     assert done.updates == 3 and "after update 2, when all was well" in done.stopped
     for a, b in zip(opened.learner.parameters, other.learner.parameters, strict=True):
         assert torch.equal(a, b)
-
-
-def test_a_finished_run_of_two_processes_is_found_by_one_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
-    train(spec(tmp_path, updates=2), opened=toy())
-    folder = tmp_path / run_folder.CHECKPOINTS
-    state, _ = checkpoint.last(folder)
-    checkpoint.keep(folder, 2, state | {"memories": [{}, {}]})
-    assert train(spec(tmp_path, updates=2), opened=toy()).made == 0
-    (tmp_path / "lora" / "README.md").unlink()
-    with pytest.raises(UsageError, match="begun by 2 processes and 1 are here"):
-        train(spec(tmp_path, updates=2), opened=toy())

@@ -38,7 +38,8 @@ class Opened:
 
 def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu") -> Opened:
     """Everything of a run. Raises UsageError for a reward without a gradient where the method needs one, a judge that
-    is the reward, a model that cannot be trained, a sampler that the method cannot learn from, fp16 on a CPU."""
+    is the reward, prompts that a reward cannot read, a model that cannot be trained, a sampler that the method cannot
+    learn from, fp16 on a CPU."""
     device = torch.device(device)
     spec.training_prompts()
     if spec.precision == "fp16" and device.type == "cpu":
@@ -51,6 +52,8 @@ def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu") -> Opened:
         from ..evaluation.features import open_features
 
         features = open_features(spec.features, device)
+    for score in (reward, *judges.values()):
+        score.check_prompts([*spec.training_prompts(), *spec.held_out_prompts()])
     learner, modules = open_learner(spec, device)
     method.check(learner, spec.sampling)
     return Opened(learner, method, reward, judges, features, modules)

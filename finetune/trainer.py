@@ -298,7 +298,12 @@ class Run:
         if self.guard.failed >= self.spec.limits.not_finite or "good" not in self.looks:
             self.stopped = f"stopped; the weights after update {self.update} are kept, look at them"
             return
-        self.stepper.recall_weights(checkpoint.read(self._good))
+        try:
+            kept = checkpoint.read(self._good)
+        except checkpoint.Damaged as error:
+            self.stopped = f"stopped; the present weights are kept, for {error}"
+            return
+        self.stepper.recall_weights(kept)
         self.stopped = f"stopped; the weights after update {self.looks['good']['at']}, when all was well, are kept"
         self.looks["after"] = self.looks["good"] | {"at": self.update}
 

@@ -106,6 +106,17 @@ def test_cuda_without_a_gpu_is_refused_and_not_the_cpu(tmp_path: Path) -> None:
         train(spec(tmp_path, device="cuda"), opened=toy())
 
 
+def test_prompts_that_a_reward_cannot_read_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    settings = {"output": str(tmp_path / "a"), "steps": 2, "held_out": ["a red star"]}
+    for reward in ("adherence", "colour:target=red + 0.5 * (minimum of adherence + saturation)"):
+        with pytest.raises(UsageError, match="hello"):
+            open_run(FinetuneSpec(prompts=["a red star", "hello world"], reward=reward, **settings))
+        with pytest.raises(UsageError, match="hello"):
+            open_run(FinetuneSpec(prompts=["a red star"], reward=reward, **{**settings, "held_out": ["hello world"]}))
+    open_run(FinetuneSpec(prompts=["hello world"], reward="saturation", **settings))
+    assert not (tmp_path / "a").exists()
+
+
 def test_typos_inside_a_setting_get_a_proposal(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown key 'lora\.rnk': did you mean lora\.rank"):
         spec(tmp_path, lora={"rnk": 4})
@@ -172,6 +183,19 @@ class Stumbling(Method):
         if ctx.update == 2:
             loss = sum((p - 1).square().sum() for p in ctx.learner.parameters)  # type: ignore[assignment]
             yield Part(loss * float("nan"))
+
+
+def test_a_stop_whose_good_weights_are_damaged_keeps_the_present_ones(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Spoiling(Stumbling):
+        def update(self, ctx: UpdateContext) -> Iterator[Part]:
+            if ctx.update == 2:
+                (good,) = tmp_path.rglob("good.safetensors")
+                good.write_bytes(good.read_bytes()[:-9])
+            yield from super().update(ctx)
+
+    done = train(spec(tmp_path / "a", evaluate_every=2), opened=toy(Spoiling()))
+    assert "the present weights are kept" in done.stopped and "good.safetensors" in done.stopped
 
 
 def test_one_failed_step_does_not_keep_the_weights_of_an_explosion(tmp_path: Path) -> None:

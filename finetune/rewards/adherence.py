@@ -40,6 +40,7 @@ def adherence(device: torch.device | str = "cpu", least: float = 0.0) -> Reward:
         partial(_stated, encoder, guide, least),
         range="usually -100..0, log p",
         needs_prompt=True,
+        reads=aim_of_captions,
         licence="Apache-2.0",
         model=f"guide-{weights_hash(guide)[:16]}",
         preprocessing="cut to [0, 1], area to 32, the autoencoder's mode",

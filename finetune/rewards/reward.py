@@ -20,7 +20,8 @@ class Reward:
 
     Each row from its own picture and prompt. differentiable: in the pictures, without rounding or Pillow inside.
     range: of usual values, in words. needs_prompt: does the prompt matter? licence: of the weights. model: who judges,
-    with a hash, so that a judge is never the reward that was trained on. parts: what it was mixed from.
+    with a hash, so that a judge is never the reward that was trained on. parts: what it was mixed from. reads: a
+    UsageError for the first prompt that it cannot read; asked before anything is sampled.
     """
 
     name: str
@@ -32,6 +33,14 @@ class Reward:
     model: str = "none"
     preprocessing: str = ""
     parts: tuple[Reward, ...] = ()
+    reads: Callable[[Sequence[str]], Any] | None = None
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """A UsageError where it, or what it was mixed from, cannot read one of them."""
+        if self.reads is not None:
+            self.reads(prompts)
+        for part in self.parts:
+            part.check_prompts(prompts)
 
     def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float32; higher is better. In full precision under autocast too. Errors: another number of prompts, not

@@ -7,6 +7,7 @@ process, whatever number it is given.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,20 @@ from typing import Any, TypeVar
 from ..errors import UsageError
 
 T = TypeVar("T")
+
+
+def leave_at_exit() -> None:
+    """Leave the group of processes before the interpreter ends: a connection that a mate has closed meanwhile would
+    abort a process whose work is done."""
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class Processes:
 
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not cuda.is_available()
         state = PartialState(cpu=on_cpu)  # it starts no group of processes on the CPU unless it is told so
+        leave_at_exit()
         return cls(state.process_index, state.num_processes)
 
     def mine(self, item: int, block: int) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..evaluation.processes import Processes
+from ..evaluation.processes import Processes, leave_at_exit
 from ..generation.environment import threads
 from ..generation.models import device_named
 from ..storage import make_folder
@@ -81,6 +81,7 @@ def train(
         device_named(spec.device)  # accelerate would take the CPU without a word where there is no GPU
         accelerator = Accelerator(cpu=spec.device == "cpu", mixed_precision="no", log_with=spec.tracker,
                                   project_dir=str(spec.folder()))  # fmt: skip
+        leave_at_exit()
         opened = opened or open_run(spec, accelerator.device)
         if planned is not None and accelerator.is_main_process:
             planned(plan(opened.learner, spec, list(opened.modules)).lines())

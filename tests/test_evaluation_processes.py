@@ -57,7 +57,7 @@ def by(world: int, folder: Path, source: Path, metrics: list[str]) -> list[dict[
             )
         )
     errors = [process.communicate(timeout=240)[1].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * world, errors[0][-2000:]
+    assert [process.returncode for process in running] == [0] * world, "".join(e[-2000:] for e in errors)
     return [json.loads((folder / f"said.{rank}").read_text()) for rank in range(world)]
 
 

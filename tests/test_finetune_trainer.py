@@ -301,7 +301,7 @@ def by(world: int, folder: Path) -> list[list[Tensor]]:
         command = [sys.executable, "-c", SCRIPT, str(folder), str(rank), told]
         running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE))
     errors = [process.communicate(timeout=240)[1].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * world, errors[0][-2000:]
+    assert [process.returncode for process in running] == [0] * world, "".join(e[-2000:] for e in errors)
     return [torch.load(f"{folder}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 

@@ -33,7 +33,7 @@ def stats(
 
     pilotage stats photos/ -o photos.npz --features inception:preset=clean
 
-    accelerate launch --num_processes 4 -m pilotage stats photos.zip -o photos.npz
+    torchrun --nproc-per-node 4 -m pilotage stats photos.zip -o photos.npz
     """
     from ..errors import UsageError, nearest
     from ..evaluation.foreign_statistics import FORMATS, write_foreign

@@ -80,19 +80,16 @@ def collect(
     the set stays unjudged, and says why. processes: each reads its part, and all of them get the whole.
     """
     processes = processes or Processes()
-    part = _Part(source, extractors, Judging(judge, strict, source.name))
-    error = None
-    try:
+
+    def read() -> dict[str, Any]:
+        part = _Part(source, extractors, Judging(judge, strict, source.name))
         for first, batch in _batches(_mine(source, processes)):
             part.take(first, batch)
             if progress:
                 progress(source.name, min(part.count * processes.world, size_of(source) or 2**62), size_of(source))
-    except UsageError as caught:
-        error = caught
-    parts = processes.gathered((part.found(), error))  # also after an error, for the mates wait here
-    if errors := [e for _, e in parts if e]:
-        raise errors[0]
-    joined = _joined([found for found, _ in parts])
+        return part.found()
+
+    joined = _joined(processes.of_each(read))
     if not joined["keys"]:
         raise UsageError(f"{source.name} gave no pictures")
     return _collected(source, extractors, judge, joined)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,20 +66,45 @@ class Processes:
         all_gather_object(everybody, found)
         return everybody
 
+    def of_each(self, make: Callable[[], T]) -> list[T]:
+        """What every process makes, by rank. If one fails, all do: the mates would wait for it forever."""
+        if self.world == 1:
+            return [make()]
+        made, error = _attempted(make)
+        everybody = self.gathered((made, _told(error)))
+        self._fail_together(error, [told for _, told in everybody])
+        return [found for found, _ in everybody]
+
     def by_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, on all of them; its UsageError too."""
+        """What the first process makes, on all of them. If it fails, all do."""
         if self.world == 1:
             return make()
         from torch.distributed import broadcast_object_list
 
-        held: list[Any] = [None]
-        if self.rank == 0:
-            try:
-                held = [make()]
-            except UsageError as error:
-                held = [error]
+        made, error = _attempted(make) if self.rank == 0 else (None, None)
+        held: list[Any] = [(made, _told(error))]
         broadcast_object_list(held, src=0)
-        if isinstance(held[0], UsageError):
-            raise held[0]
-        made: T = held[0]
-        return made
+        found, told = held[0]
+        self._fail_together(error, [told])
+        return found  # type: ignore[no-any-return]
+
+    def _fail_together(self, own: Exception | None, told: Sequence[str]) -> None:
+        """The process that failed raises what it met; its mates, and those of a user's mistake, what they were told."""
+        first = next(filter(None, told), "")
+        if own is not None and not isinstance(own, UsageError):
+            raise own
+        if first:
+            raise UsageError(first)
+
+
+def _attempted(make: Callable[[], T]) -> tuple[Any, Exception | None]:
+    try:
+        return make(), None
+    except Exception as error:
+        return None, error
+
+
+def _told(error: Exception | None) -> str:
+    if error is None or isinstance(error, UsageError):
+        return str(error or "")
+    return f"another process failed ({type(error).__name__}: {error}); its own message says where"

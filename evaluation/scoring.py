@@ -209,9 +209,7 @@ def reference(
     opened = open_source(source, value_range=value_range, background=background)
     judging = None if judge is None else open_judge(judge)
     place = open_device(device)
-    extractors = [
-        open_features(one, place) for one in (features if isinstance(features, (list, tuple)) else [features])
-    ]
+    extractors = [open_features(one, place) for one in _several(features)]
     processes = Processes.found()
     return collect(opened, extractors=extractors, judge=judging, strict=False, progress=progress, processes=processes)
 

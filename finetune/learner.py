@@ -18,7 +18,8 @@ from ..samplers.noise import SeededNoise
 class Learner(ABC):
     """shape: of one latent, (C, H, W). parameters: what learns, leaf tensors that require a gradient.
 
-    A denoiser's prompts are bound: rows of x belong to rows of prompts. Methods never see the pipeline.
+    A denoiser's prompts are bound: rows of x belong to rows of prompts. So is whether adapters act: a denoiser stays
+    what it was when it was made, also where a step is computed again inside `base()`. Methods never see the pipeline.
     """
 
     shape: tuple[int, ...]

@@ -106,7 +106,7 @@ def lora_state(network: nn.Module, prefix: str = "unet") -> dict[str, Tensor]:
 def change_norm(network: nn.Module) -> float:
     """The norm of the change of all weights, sqrt(sum |scale B A|^2), from the small products A A' and B' B."""
     total = 0.0
-    for layer in _layers(network):
+    for layer in (layer for layer in _layers(network) if _NAME in getattr(layer, "lora_A", {})):
         a, b = (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight)
         a, b = a.detach().double().flatten(1), b.detach().double().flatten(1)
         total += layer.scaling[_NAME] ** 2 * float(((a @ a.T) * (b.T @ b)).sum())

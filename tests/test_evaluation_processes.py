@@ -39,7 +39,35 @@ open(f"{out}.{rank}", "w").write(json.dumps(said))
 """
 
 
-def by(world: int, folder: Path, source: Path, metrics: list[str]) -> list[dict[str, Any]]:
+FAILING = """
+import json, sys
+from pilotage.errors import UsageError
+from pilotage.evaluation.processes import Processes
+processes, out = Processes.found(), sys.argv[4]
+
+def fail(rank, error):
+    def make():
+        if processes.rank == rank:
+            raise error
+        return processes.rank
+    return make
+
+said = {}
+for name, together, rank, error in (
+    ("each", processes.of_each, 1, RuntimeError("boom")),
+    ("first", processes.by_first, 0, OSError("gone")),
+    ("usage", processes.of_each, 1, UsageError("wrong")),
+    ("fine", processes.of_each, 5, None),
+):
+    try:
+        said[name] = together(fail(rank, error))
+    except Exception as caught:
+        said[name] = f"{type(caught).__name__}: {caught}"
+open(f"{out}.{processes.rank}", "w").write(json.dumps(said))
+"""
+
+
+def by(world: int, folder: Path, source: Path, metrics: list[str], script: str = SCRIPT) -> list[dict[str, Any]]:
     """What each of `world` processes says."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -53,7 +81,7 @@ def by(world: int, folder: Path, source: Path, metrics: list[str]) -> list[dict[
         arguments = [str(source), REAL, json.dumps(metrics), str(folder / "said")]
         running.append(
             subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+                [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE
             )
         )
     errors = [process.communicate(timeout=240)[1].decode() for process in running]
@@ -96,6 +124,16 @@ def test_an_error_of_one_process_is_that_of_all(made: Path, tmp_path: Path) -> N
     assert said[0] == said[1] and "0001.png" in said[0]
     said = [one["error"] for one in by(2, tmp_path / "again", made.parent / "nowhere", ["frechet"])]
     assert said[0] == said[1] and "nowhere" in said[0]
+
+
+def test_whatever_fails_on_one_process_ends_all_of_them(tmp_path: Path) -> None:
+    first, second = by(2, tmp_path / "out", tmp_path, [], FAILING)
+    assert first["each"].startswith("UsageError: another process failed (RuntimeError: boom)")
+    assert second["each"] == "RuntimeError: boom"
+    assert first["first"] == "OSError: gone" and second["first"].startswith(
+        "UsageError: another process failed (OSError"
+    )
+    assert first["usage"] == second["usage"] == "UsageError: wrong" and first["fine"] == second["fine"] == [0, 1]
 
 
 def test_alone_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

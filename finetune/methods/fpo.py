@@ -9,7 +9,7 @@ and PPO's clipped ratio as usual. Any sampler will do, deterministic ones too. T
 likelihood, not of the likelihood itself. No advantage on pictures is published.
 
 Keep the learning rate low: to make a bad picture less likely the denoising error is raised, and nothing but the clip
-stops it. In our toys a rate at which DDPO learns well let one run in four diverge, and more with several inner epochs.
+stops it. In our toys a rate at which DDPO learns well let one run in three diverge, and more with several inner epochs.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Processes:
         broadcast_object_list(held, src=0)
         found, told = held[0]
         self._fail_together(error, [told])
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _fail_together(self, own: Exception | None, told: Sequence[str]) -> None:
         """The process that failed raises what it met; its mates, and those of a user's mistake, what they were told."""

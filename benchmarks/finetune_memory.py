@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pilotage.finetune.learner import Learner
-from pilotage.finetune.lora import LoraSettings
 from pilotage.finetune.method import Method, Sampling, UpdateContext
 from pilotage.finetune.methods.registry import make_method
-from pilotage.finetune.pipeline_learner import PipelineLearner
 from pilotage.finetune.rewards.reward import Reward
+from pilotage.training.learner import Learner
+from pilotage.training.lora import LoraSettings
+from pilotage.training.pipeline_learner import PipelineLearner
 from pilotage.zoo.embedded import load
 
 sys.path.append(str(Path(__file__).parent))
@@ -48,7 +48,7 @@ def red(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
 def an_update(learner: Learner, steps: int, rows: int) -> UpdateContext:
     prompts, seeds = ["a red circle on white"] * rows, [str(i) for i in range(rows)]
     sampling = Sampling("ddim:eta=1", "trailing", steps, "none")
-    return UpdateContext(learner, Reward("red", red), sampling, prompts, seeds, 0, 1, rows)
+    return UpdateContext(learner, Reward("red", red), sampling, prompts, seeds, update=0, updates=1, rows=rows)
 
 
 def run(method: Method, ctx: UpdateContext) -> None:

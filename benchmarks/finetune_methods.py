@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib
 
 from pilotage import finetune
-from pilotage.finetune.page import write_comparison
+from pilotage.training.page import write_comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "finetune-methods"

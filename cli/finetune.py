@@ -114,9 +114,9 @@ def finetune(
 
 def _plan(spec: FinetuneSpec) -> None:
     """The settings, and an estimate of the memory, for which the model is loaded."""
-    from ..finetune.memory_plan import plan
     from ..finetune.opening import open_run
     from ..generation.models import device_named
+    from ..training.memory_plan import plan
     from .console import say_notes
 
     print(spec.as_yaml(), end="")

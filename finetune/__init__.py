@@ -12,49 +12,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .learner import Learner
-    from .lora import LoraSettings, mixed, read_lora, save_lora, scaled
+    from ..training.learner import Learner
+    from ..training.lora import LoraSettings, mixed, read_lora, save_lora, scaled
+    from ..training.pipeline_learner import PipelineLearner
     from .method import Method, Part, Sampling, UpdateContext
     from .methods.best_of_n import best_of_n
     from .methods.registry import METHODS, make_method
     from .opening import Opened, open_run
-    from .pipeline_learner import PipelineLearner
     from .rewards.opening import open_rewards
     from .rewards.registry import REWARDS
     from .rewards.reward import Reward
     from .spec import FinetuneSpec
-    from .trainer import Trained, train
+    from .trainer import train
 
 _NAMES = {
-    "FinetuneSpec": "spec",
-    "Learner": "learner",
-    "LoraSettings": "lora",
-    "METHODS": "methods.registry",
-    "Method": "method",
-    "Opened": "opening",
-    "Part": "method",
-    "PipelineLearner": "pipeline_learner",
-    "REWARDS": "rewards.registry",
-    "Reward": "rewards.reward",
-    "Sampling": "method",
-    "Trained": "trainer",
-    "UpdateContext": "method",
-    "best_of_n": "methods.best_of_n",
-    "make_method": "methods.registry",
-    "mixed": "lora",
-    "open_rewards": "rewards.opening",
-    "open_run": "opening",
-    "read_lora": "lora",
-    "save_lora": "lora",
-    "scaled": "lora",
-    "train": "trainer",
+    "FinetuneSpec": ".spec",
+    "Learner": "..training.learner",
+    "LoraSettings": "..training.lora",
+    "METHODS": ".methods.registry",
+    "Method": ".method",
+    "Opened": ".opening",
+    "Part": ".method",
+    "PipelineLearner": "..training.pipeline_learner",
+    "REWARDS": ".rewards.registry",
+    "Reward": ".rewards.reward",
+    "Sampling": ".method",
+    "Trained": "..training.trainer",
+    "UpdateContext": ".method",
+    "best_of_n": ".methods.best_of_n",
+    "make_method": ".methods.registry",
+    "mixed": "..training.lora",
+    "open_rewards": ".rewards.opening",
+    "open_run": ".opening",
+    "read_lora": "..training.lora",
+    "save_lora": "..training.lora",
+    "scaled": "..training.lora",
+    "train": ".trainer",
 }
 __all__ = sorted(_NAMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+        return getattr(importlib.import_module(_NAMES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

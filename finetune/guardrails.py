@@ -6,49 +6,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..training import guardrails
+from ..training.guardrails import Notice
+from ..training.look import Spread
 
 
 @dataclass(frozen=True)
-class Limits:
-    """not_finite: updates in a row that may fail. explosion: how many spreads of the base's reward (its mean's size and
+class Limits(guardrails.Limits):
+    """not_finite: steps in a row that may fail. explosion: how many spreads of the base's reward (its mean's size and
     its deviation over pictures) the reward may go. diversity: the least share of the base's. patience: evaluations that
     a judge may be down while the reward is up, 0 never stops; tolerance: how far down, in deviations of the base's
     pictures, before it counts.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where it stands in a spec
-
-    not_finite: int = 3
     explosion: float = 100.0
     diversity: float = 0.7
     patience: int = 3
     tolerance: float = 0.25
 
 
-@dataclass(frozen=True)
-class Notice:
-    """One line. stops: the run ends here."""
-
-    text: str
-    stops: bool = False
-
-
 @dataclass
-class Spread:
-    """Mean and standard deviation over pictures."""
-
-    mean: float
-    deviation: float
-
-
-@dataclass
-class Guard:
+class Guard(guardrails.Guard):
     """Told of every update and evaluation; says what is wrong. Its state is plain data, kept in the checkpoint."""
 
     limits: Limits = field(default_factory=Limits)
-    failed: int = 0  # updates in a row that were not finite
     reward: Spread | None = None  # of the base
     judges: dict[str, Spread] = field(default_factory=dict)  # of the base
     diversity: float | None = None  # of the base
@@ -57,11 +41,9 @@ class Guard:
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    def plain(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "limits"}
-
     def recall(self, plain: Mapping[str, Any]) -> None:
-        self.failed, self.diversity = plain["failed"], plain["diversity"]
+        super().recall(plain)
+        self.diversity = plain["diversity"]
         self.reward = Spread(**plain["reward"]) if plain["reward"] else None
         self.judges = {name: Spread(**spread) for name, spread in plain["judges"].items()}
         self.best = {name: (pair[0], pair[1]) for name, pair in plain["best"].items()}
@@ -73,17 +55,6 @@ class Guard:
         """The evaluation before training."""
         self.reward, self.judges, self.diversity = reward, dict(judges), diversity
         self.best = {name: (spread.mean, reward.mean) for name, spread in judges.items()}
-
-    def step(self, finite: bool) -> list[Notice]:
-        """A step of the optimiser was taken, or left out since its loss or gradient was not finite."""
-        if finite:
-            self.failed = 0
-            return []
-        self.failed += 1
-        if self.failed >= self.limits.not_finite:
-            text = f"the loss or its gradient was not finite {self.failed} times in a row; lower the learning rate"
-            return [Notice(text, stops=True)]
-        return [Notice("the loss or its gradient was not finite; this step was left out")]
 
     def rewarded(self, reward: float) -> list[Notice]:
         """The mean reward of an update. One that is not finite makes the gradient so, which `step` is told."""

@@ -13,25 +13,12 @@ from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.processes import Processes
 from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise
-from .guardrails import Spread
-from .learner import Learner
+from ..training.learner import Learner
+from ..training.look import Look, Spread
 from .method import Sampling
 from .rewards.reward import Reward
 
 _SIDE = 16  # of the pictures whose pixels are compared where no feature network is given
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """numbers: means over all pictures: reward, diversity, clamped, saturation, detail. judges: by name.
-
-    spread: of the reward and of the judges over pictures. shown: bytes (rows, columns, 3, H, W), a row for a prompt.
-    """
-
-    numbers: dict[str, float]
-    judges: dict[str, float]
-    spread: dict[str, Spread]
-    shown: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +53,7 @@ class HeldOut:
         numbers["weight_change"] = learner.change()
         judges = {name: means[judged] for judged, name in self._judged().items()}
         spread = {self._judged().get(name, name): value for name, value in spread.items()}
-        return Look(numbers, judges, spread, torch.stack([v["shown"] for v in values]))
+        return Look(numbers, judges, torch.stack([v["shown"] for v in values]), spread)
 
     def _judged(self) -> dict[str, str]:
         return {f"judge {name}": name for name in self.judges}

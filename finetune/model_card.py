@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import write_text
+from ..training.trainer import CARD
 from .rewards.reward import Reward
 from .spec import FinetuneSpec
 
-CARD = "README.md"
 _HEAD = """\
 ---
 library_name: diffusers

@@ -14,11 +14,11 @@ from ..errors import UsageError
 from ..generation.models import load, load_weak
 from ..generation.spec import RunSpec
 from ..guidance.grammar import parse
+from ..training.learner import Learner
+from ..training.pipeline_learner import PipelineLearner
 from .held_out import embedded_judge
-from .learner import Learner
 from .method import Method
 from .methods.registry import make_method
-from .pipeline_learner import PipelineLearner
 from .rewards.opening import open_rewards
 from .rewards.reward import Reward
 from .spec import FinetuneSpec

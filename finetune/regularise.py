@@ -28,8 +28,8 @@ from ..samplers.prediction import Prediction
 from ..samplers.registry import make_sampler
 from ..samplers.sampler import State
 from ..samplers.schedule import Level
+from ..training.learner import Learner
 from .gaussian_steps import reduced, step_kl
-from .learner import Learner
 from .method import UpdateContext
 from .methods.batch import Batch, batches
 

@@ -25,8 +25,8 @@ from ..samplers.noise import SeededNoise, purpose_of
 from ..samplers.prediction import Prediction
 from ..samplers.registry import make_sampler
 from ..samplers.sampler import Leg, Levels, Sampler, State
+from ..training.learner import Learner
 from .gaussian_steps import log_prob, log_ratio
-from .learner import Learner
 
 
 @dataclass(frozen=True, eq=False)

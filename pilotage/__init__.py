@@ -19,11 +19,11 @@ if (_root := Path(__file__).resolve().parent.parent).joinpath("pyproject.toml").
     __path__.append(str(_root))
 
 if TYPE_CHECKING:
-    from . import distill, evaluation, finetune, generation, guidance, samplers, zoo
+    from . import distill, evaluation, finetune, generation, guidance, samplers, training, zoo
     from .generation import RunSpec, generate, load
     from .guidance.pipelines import attach
 
-_PACKAGES = ("samplers", "guidance", "finetune", "distill", "evaluation", "generation", "zoo")
+_PACKAGES = ("samplers", "guidance", "finetune", "distill", "training", "evaluation", "generation", "zoo")
 _NAMES = {
     "attach": "guidance.pipelines",
     "load": "generation",
@@ -42,6 +42,7 @@ __all__ = [
     "guidance",
     "load",
     "samplers",
+    "training",
     "zoo",
 ]
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pilotage.finetune.learner import Learner
 from pilotage.finetune.method import Method, Sampling, UpdateContext
 from pilotage.finetune.rewards.reward import Reward
 from pilotage.guidance import Guided, parse
@@ -19,6 +18,7 @@ from pilotage.samplers import Denoiser
 from pilotage.samplers.prediction import EPSILON, FLOW_PREDICTION, Prediction
 from pilotage.samplers.sampler import Levels
 from pilotage.samplers.schedule import Level, LinearVP, NoiseSchedule, RectifiedFlow
+from pilotage.training.learner import Learner
 
 VP, FLOW = LinearVP(), RectifiedFlow()
 PLAIN = Sampling("ddim", "trailing", 10, "none")
@@ -140,7 +140,9 @@ def context(
     """An update of `count` pictures of two prompts in turn. settings: further fields of UpdateContext."""
     prompts = [("a red circle", "two squares")[i % 2] for i in range(count)]
     seeds = [str(1000 * update + i) for i in range(count)]
-    return UpdateContext(learner, reward or near(2.0, 1.0), sampling, prompts, seeds, update, updates, rows, **settings)
+    return UpdateContext(
+        learner, reward or near(2.0, 1.0), sampling, prompts, seeds,
+        update=update, updates=updates, rows=rows, **settings)  # fmt: skip
 
 
 def gradients(method: Method, ctx: UpdateContext) -> list[Tensor]:

@@ -26,11 +26,11 @@ from pilotage.finetune.methods.noise_optimisation import optimise_noise
 from pilotage.finetune.methods.refl import ReFL
 from pilotage.finetune.methods.registry import METHODS, make_method
 from pilotage.finetune.methods.reward_loss import make_loss
-from pilotage.finetune.pipeline_learner import PipelineLearner
 from pilotage.samplers import SeededNoise
 from pilotage.samplers.adjoint.full import Full
 from pilotage.samplers.adjoint.sample import chain_of
 from pilotage.samplers.loop import iterate
+from pilotage.training.pipeline_learner import PipelineLearner
 
 GUIDED = Sampling("dpmpp-2m", "trailing", 8, "cfg:scale=3")
 APG = Sampling("ddim:eta=1", "trailing", 8, "apg:scale=3,momentum=-0.5")

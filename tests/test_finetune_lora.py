@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pilotage.errors import UsageError
-from pilotage.finetune import lora
-from pilotage.finetune.lora import LoraSettings
-from pilotage.finetune.pipeline_learner import PipelineLearner
 from pilotage.samplers import sample
+from pilotage.training import lora
+from pilotage.training.lora import LoraSettings
+from pilotage.training.pipeline_learner import PipelineLearner
 
 PROMPTS = ["a red star", "two blue rings"]
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from pilotage.errors import UsageError
 from pilotage.evaluation.svg import LogScale
-from pilotage.finetune.curves import MOST, Curve, chart, noisy, reaches, smoothed, thinned
-from pilotage.finetune.history import read_history
-from pilotage.finetune.page import ordered, write_comparison, write_page
-from pilotage.finetune.run_folder import add_to_log, write_sheet
+from pilotage.training.curves import MOST, Curve, chart, noisy, reaches, smoothed, thinned
+from pilotage.training.history import read_history
+from pilotage.training.page import ordered, write_comparison, write_page
+from pilotage.training.run_folder import add_to_log, write_sheet
 
 EVIL = "<script>alert('1')</script> & \"<b>"
 

@@ -14,8 +14,8 @@ from pilotage.finetune.method import Sampling, UpdateContext
 from pilotage.finetune.methods.ddpo import DDPO
 from pilotage.finetune.methods.flow_grpo import FlowGRPO
 from pilotage.finetune.methods.fpo import FPO
-from pilotage.finetune.pipeline_learner import PipelineLearner
 from pilotage.finetune.policy_gradient import PolicyGradient
+from pilotage.training.pipeline_learner import PipelineLearner
 
 GUIDED = Sampling("ddim:eta=1", "trailing", 4, "cfg:scale=3")
 BRIGHT = of(lambda pictures: pictures.mean(1))

@@ -18,11 +18,11 @@ from pilotage import samplers
 from pilotage.errors import UsageError
 from pilotage.finetune.flow_sde import DanceGRPOSampler, FlowGRPOSampler
 from pilotage.finetune.gaussian_steps import log_prob, log_ratio, step_kl
-from pilotage.finetune.learner import Learner
 from pilotage.finetune.trajectory import Policy, make_policy, record
 from pilotage.samplers import Denoiser, NetworkDenoiser, NoiseSchedule, SeededNoise
 from pilotage.samplers.prediction import FLOW_PREDICTION, Prediction
 from pilotage.samplers.schedule import Level, RectifiedFlow
+from pilotage.training.learner import Learner
 
 SDES = [FlowGRPOSampler(0.7), FlowGRPOSampler(1.0), DanceGRPOSampler(0.3)]
 

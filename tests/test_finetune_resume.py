@@ -15,21 +15,12 @@ from tiny_parts import stable_diffusion
 from torch import Tensor
 
 from pilotage.errors import UsageError
-from pilotage.finetune import (
-    FinetuneSpec,
-    Opened,
-    Part,
-    PipelineLearner,
-    Reward,
-    UpdateContext,
-    checkpoint,
-    run_folder,
-    train,
-)
+from pilotage.finetune import FinetuneSpec, Opened, Part, PipelineLearner, Reward, UpdateContext, train
 from pilotage.finetune.method import Method
 from pilotage.finetune.methods.registry import METHODS, make_method
 from pilotage.samplers import sample
 from pilotage.samplers.noise import SeededNoise
+from pilotage.training import checkpoint, run_folder
 
 
 class Stop(Exception):
@@ -158,8 +149,18 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path: Path) 
     with pytest.raises(Stop):
         train(spec(tmp_path), opened=toy(), told=killed_after(2))
     with pytest.raises(UsageError, match=r"learning_rate is 0.01 there and 0.02 here\. Choose another output") as told:
-        train(spec(tmp_path, learning_rate=0.02, updates=7), opened=toy())
-    assert "updates is 6 there and 7 here" in str(told.value) and "\n" not in str(told.value)
+        train(spec(tmp_path, learning_rate=0.02, batch=8), opened=toy())
+    assert "batch is 4 there and 8 here" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_run_may_be_made_longer_unless_its_pace_depends_on_its_length(tmp_path: Path) -> None:
+    train(spec(tmp_path / "whole", updates=5), opened=(whole := toy()))
+    train(spec(tmp_path / "parts", updates=3), opened=toy())
+    done = train(spec(tmp_path / "parts", updates=5), opened=(parts := toy()))
+    assert done.made == 2 and done.updates == 5
+    assert all(torch.equal(a, b) for a, b in zip(whole.learner.parameters, parts.learner.parameters, strict=True))
+    assert train(spec(tmp_path / "parts", updates=4), opened=toy()).made == 0
+    assert spec(tmp_path, method="b2-diffurl").paced and not spec(tmp_path, method="b2-diffurl:stages=4").paced
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_seeds_of_pictures_are_those_of_their_places() -> None:
     """Alone and as one of several processes, before and after a resume."""
     from pilotage.evaluation.processes import Processes
-    from pilotage.finetune.dealing import Deal
+    from pilotage.training.dealing import Deal
 
     prompts = list("abcdefg")
     alone = Deal(prompts, 4, 5)

@@ -13,10 +13,11 @@ from finetune_toys import ToyLearner, near
 from torch import Tensor
 
 from pilotage.errors import UsageError, nearest
-from pilotage.finetune import FinetuneSpec, Opened, Part, UpdateContext, run_folder, train
+from pilotage.finetune import FinetuneSpec, Opened, Part, UpdateContext, train
 from pilotage.finetune.method import Method, Sampling
 from pilotage.finetune.methods.registry import make_method
 from pilotage.finetune.opening import open_run
+from pilotage.training import run_folder
 
 
 def toy(method: Method | str = "draft-k:truncation=2") -> Opened:

@@ -23,7 +23,7 @@ from ...samplers.adjoint.checkpoint import remembered
 from ...samplers.adjoint.registry import make_method
 from ...samplers.adjoint.sample import sample
 from ...samplers.adjoint.tensors import mapped
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Sampling, UpdateContext
 from .backprop import Backprop, Losses, Visit
 from .batch import Batch

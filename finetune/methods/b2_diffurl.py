@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, members, prompt_advantages, repeated, score
 from ..trajectory import Policy, Trajectory, make_policy, record
@@ -58,6 +58,10 @@ class B2DiffuRL(StepPolicyGradient):
             raise UsageError(f"first is the share of steps trained at first, above 0 up to 1, not {self.first}")
         if (self.upper is None) != (self.lower is None):
             raise UsageError("give both thresholds, upper and lower, or neither: upper=none,lower=none")
+
+    @property
+    def paced(self) -> bool:
+        return self.stages is None
 
     def pictures(self, prompts: int) -> int:
         return prompts * self.branches

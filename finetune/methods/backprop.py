@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ...samplers.sampler import State
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Method, Part, Sampling, UpdateContext
 from ..regularise import Regulariser, check_divergence
 from .batch import Batch, batches

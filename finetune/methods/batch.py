@@ -15,7 +15,7 @@ from ...samplers.denoiser import Denoiser
 from ...samplers.loop import Step, iterate
 from ...samplers.noise import SeededNoise
 from ...samplers.sampler import Levels, State
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Sampling, UpdateContext
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ...samplers.loop import sample
 from ...samplers.noise import derived_seed
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Sampling
 from ..rewards.reward import Reward
 from .batch import Batch

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import UsageError
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, prompt_advantages, score
 from ..trajectory import Policy, make_policy, record

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import UsageError
+from ...training.learner import Learner
 from ..advantages import group_advantages, varied
 from ..flow_sde import DanceGRPOSampler, FlowGRPOSampler, FlowSDE
-from ..learner import Learner
 from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, members, repeated, score
 from ..trajectory import Policy, make_policy, record

@@ -14,7 +14,7 @@ from ...errors import UsageError
 from ...guidance.optimise.driver import Optimised, Optimiser
 from ...guidance.optimise.problem import Problem
 from ...guidance.optimise.registry import make_optimiser
-from ..learner import Learner
+from ...training.learner import Learner
 from ..method import Sampling
 from ..rewards.reward import Reward
 from .batch import Batch

@@ -22,7 +22,7 @@ from ..storage import disk_errors, make_folder, whole
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_NAME = "default"
+NAME = "default"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -37,29 +37,32 @@ class LoraSettings:
     targets: tuple[str, ...] = ATTENTION
 
 
-def add_lora(network: Any, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
+def add_lora(network: Any, settings: LoraSettings, seed: int, name: str = NAME) -> list[nn.Parameter]:
     """Adapters on the layers of a diffusers network, float32, B = 0 and A ~ N(0, 1/rank^2) by the seed. What learns.
 
-    Everything else is frozen. UsageError where no layer has such a name.
+    Everything else is frozen, but for adapters of other names that learn. UsageError where no layer has such a name.
     """
     from peft import LoraConfig
 
+    others = [parameter for parameter in network.parameters() if parameter.requires_grad] if _layers(network) else []
     network.requires_grad_(False)
     alpha = settings.rank if settings.alpha is None else settings.alpha
     config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
     try:
-        network.add_adapter(config, adapter_name=_NAME)
+        network.add_adapter(config, adapter_name=name)
     except ValueError:
         raise UsageError(
             f"no layer of {type(network).__name__} is called {', '.join(settings.targets)}; name others with targets"
         ) from None
-    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    named = [(place, parameter) for place, parameter in network.named_parameters() if parameter.requires_grad]
     with torch.no_grad():
-        for name, parameter in named:
+        for place, parameter in named:
             parameter.data = parameter.data.float()
-            if ".lora_A." in name:
-                generator = torch.Generator().manual_seed(derived_seed(seed, "lora", name))
+            if ".lora_A." in place:
+                generator = torch.Generator().manual_seed(derived_seed(seed, "lora", place))
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / settings.rank)
+    for parameter in others:  # peft's own switch has frozen them
+        parameter.requires_grad_(True)
     return [parameter for _, parameter in named]
 
 
@@ -69,47 +72,50 @@ def _layers(network: nn.Module) -> list[Any]:
     return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def adapters_on(network: nn.Module) -> bool:
-    """Do its adapters act?"""
-    return not any(layer._disable_adapters for layer in _layers(network))
+def acting(network: nn.Module) -> tuple[str, ...]:
+    """The names of its adapters that act."""
+    layer = next(iter(_layers(network)), None)
+    return () if layer is None or layer._disable_adapters else tuple(layer.active_adapters)
 
 
 @contextmanager
-def adapters(network: nn.Module, on: bool) -> Iterator[None]:
-    """Inside, the network with its adapters, or without them.
+def adapters(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside, the network with its adapters of those names and no others.
 
     peft's own switch would also take requires_grad from the parameters, and a backward pass that happens meanwhile
     would then drop their gradients without a word.
     """
-    before = [(layer, layer._disable_adapters) for layer in _layers(network)]
-    for layer, _ in before:
-        layer._disable_adapters = not on
+    before = [(layer, layer._disable_adapters, layer._active_adapter) for layer in _layers(network)]
+    for layer, _, _ in before:
+        layer._disable_adapters = not names
+        if names:
+            layer._active_adapter = list(names)
     try:
         yield
     finally:
-        for layer, was in before:
-            layer._disable_adapters = was
+        for layer, disabled, active in before:
+            layer._disable_adapters, layer._active_adapter = disabled, active
 
 
-def lora_state(network: nn.Module, prefix: str = "unet") -> dict[str, Tensor]:
+def lora_state(network: nn.Module, prefix: str = "unet", name: str = NAME) -> dict[str, Tensor]:
     """The adapters by diffusers' names, with the scale in B."""
     found: dict[str, Tensor] = {}
-    for name, layer in network.named_modules():
-        if _NAME not in getattr(layer, "lora_A", {}):
+    for place, layer in network.named_modules():
+        if name not in getattr(layer, "lora_A", {}):
             continue
-        a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
-        found[f"{prefix}.{name}{_A}"] = a.detach().float().cpu().clone()
-        found[f"{prefix}.{name}{_B}"] = (b.detach().float() * layer.scaling[_NAME]).cpu()
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        found[f"{prefix}.{place}{_A}"] = a.detach().float().cpu().clone()
+        found[f"{prefix}.{place}{_B}"] = (b.detach().float() * layer.scaling[name]).cpu()
     return found
 
 
-def change_norm(network: nn.Module) -> float:
+def change_norm(network: nn.Module, name: str = NAME) -> float:
     """The norm of the change of all weights, sqrt(sum |scale B A|^2), from the small products A A' and B' B."""
     total = 0.0
-    for layer in (layer for layer in _layers(network) if _NAME in getattr(layer, "lora_A", {})):
-        a, b = (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight)
+    for layer in (layer for layer in _layers(network) if name in getattr(layer, "lora_A", {})):
+        a, b = (layer.lora_A[name].weight, layer.lora_B[name].weight)
         a, b = a.detach().double().flatten(1), b.detach().double().flatten(1)
-        total += layer.scaling[_NAME] ** 2 * float(((a @ a.T) * (b.T @ b)).sum())
+        total += layer.scaling[name] ** 2 * float(((a @ a.T) * (b.T @ b)).sum())
     return max(total, 0.0) ** 0.5
 
 

@@ -22,14 +22,14 @@ from torch import Tensor
 from ..errors import UsageError
 from ..generation.environment import versions
 from ..storage import append_line, disk_errors, make_folder, whole, write_text
-from .spec import FinetuneSpec
+from .spec import TrainingSpec
 
 RUN, LOG, SHEETS, CHECKPOINTS, GOOD = "run.yaml", "log.jsonl", "sheets", "checkpoints", "good.safetensors"
 LORA, NETWORK = "lora", "network"
 _COLUMNS = 8
 
 
-def refuse_other_run(folder: Path, spec: FinetuneSpec) -> None:
+def refuse_other_run(folder: Path, spec: TrainingSpec) -> None:
     """A folder holds one run: refuse another spec, and a folder that is in use for something else. A run without an
     update, such as one whose settings were refused on the way, gives its folder to the next."""
     with disk_errors(folder):
@@ -39,7 +39,7 @@ def refuse_other_run(folder: Path, spec: FinetuneSpec) -> None:
             raise UsageError(f"{folder} is not empty and holds no training run; choose another output")
         return
     try:
-        there = FinetuneSpec(**yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))["spec"]).identity()
+        there = type(spec)(**yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))["spec"]).identity()
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         raise UsageError(f"{folder / RUN} is of no training run; choose another output") from None
     said = [f"{key} is {_short(there[key])} there and {_short(here)} here" for key, here in spec.identity().items()
@@ -59,7 +59,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def begin(folder: Path, spec: FinetuneSpec) -> None:
+def begin(folder: Path, spec: TrainingSpec) -> None:
     """The folder with its run.yaml, which stays that of the first update."""
     make_folder(folder)
     if not (folder / RUN).is_file() or not _learnt(folder):

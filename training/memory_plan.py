@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .learner import Learner
 from .optimisers import BYTES
-from .spec import FinetuneSpec
+from .spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def spelled(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def plan(learner: Learner, spec: FinetuneSpec, modules: list[nn.Module]) -> MemoryPlan:
+def plan(learner: Learner, spec: TrainingSpec, modules: list[nn.Module]) -> MemoryPlan:
     """For one checkpoint a step, as most methods compute gradients: the activations of one step at a time.
 
     modules: what is loaded beside the learner's parameters, such as a pipeline's parts.

@@ -124,3 +124,10 @@ def last(folder: Path) -> tuple[Any, list[str]]:
 def _found(folder: Path) -> Sequence[Path]:
     """Newest first."""
     return sorted((p for p in folder.glob("*.safetensors") if p.stem.isdecimal()), reverse=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Are two trees of plain data and tensors equal?"""
+    (plain, tensors), (plain_2, tensors_2) = flattened(one), flattened(other)
+    return (plain == plain_2 and tensors.keys() == tensors_2.keys()
+            and all(torch.equal(tensor, tensors_2[name]) for name, tensor in tensors.items()))  # fmt: skip

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..samplers.denoiser import Denoiser
-from ..samplers.grids import Levels, make_grid
+from ..samplers.grids import make_grid
 from ..samplers.noise import SeededNoise
+from ..samplers.sampler import Level, Levels
 
 
 class Learner(ABC):
@@ -29,6 +31,10 @@ class Learner(ABC):
     @abstractmethod
     def denoiser(self, prompts: Sequence[str], guidance: str = "none") -> Denoiser:
         """The guided denoiser of latents (B, *shape) for B prompts, with the parameters as they are now."""
+
+    def inner(self, prompts: Sequence[str], x: Tensor, level: Level) -> Tensor:
+        """(B, C, ...): what the middle of the network makes of noisy latents (B, *shape), for discriminators."""
+        raise UsageError(f"{type(self).__name__} shows nothing of the inside of its network")
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

@@ -133,10 +133,13 @@ class PipelineLearner(Learner):
 
     # -- what a Learner is ---------------------------------------------------------------------------------------
 
-    def denoiser(self, prompts: Sequence[str], guidance: str = "none") -> Guided:
+    def denoiser(
+        self, prompts: Sequence[str], guidance: str = "none", told: Mapping[str, Tensor] | None = None
+    ) -> Guided:
+        """told: further arguments of the network, a row for each prompt."""
         rule = parse(guidance)
         schedule, kind = NoiseSchedule.from_scheduler(self.pipe.scheduler), predicted_by(self.pipe.scheduler)
-        conditions = {"cond": self.conditions.of(prompts)}
+        conditions = {"cond": {**self.conditions.of(prompts), **(told or {})}}
         if "uncond" in rule.needs:
             conditions["uncond"] = self.conditions.of([""], negative=True)
         nets = {name: _Network(net, acting(net), self.weights, self.autocast) for name, net in self.networks.items()}

@@ -120,7 +120,7 @@ class DistillMethod(ABC):
         return student.denoiser(prompts)
 
     def sample(self, student: Learner, pictures: Pictures, rows: int) -> Tensor:
-        """What the student makes of prompts and seeds: clean latents (B, *shape). rows: through the network together."""
+        """What the student makes: clean latents (B, *shape). rows: that go through the network together."""
         levels, made = student.levels("trailing", self.steps), []
         for first in range(0, len(pictures), rows):
             some = pictures.of(range(first, min(first + rows, len(pictures))))

@@ -2,32 +2,126 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from ..evaluation.metrics.explanation import Explanation
+    from ..registry import Spec
+
+
+class Kind(NamedTuple):
+    """Entries that are told from their Spec alone. notes: what their notes are about."""
+
+    what: str
+    specs: Mapping[str, Spec]
+    notes: str = "notes"
 
 
 def explain(
-    line: Annotated[str, typer.Argument(help='A line of guidance, such as "apg + interval", or a metric.')],
+    line: Annotated[
+        str,
+        typer.Argument(
+            help='A line of guidance, such as "apg + interval", or one of: metric, divergence, way to fine-tune or to '
+            "distil, reward, sampler."
+        ),
+    ],
 ) -> None:
     """Say what a line of guidance does: formula, order, cost, what each setting does at its limits, what to cite.
 
     pilotage explain "apg:scale=10 + interval:low=0.3"
 
-    Of a metric: definition, what it needs, which way is better, settings, what to cite.
+    Of a metric, a divergence, a way to fine-tune or to distil, a reward or a sampler: what it is, what it needs or
+    trades, settings, what to cite. A name that several have is told of all.
 
     pilotage explain kid
+
+    pilotage explain jensen-shannon
     """
     from ..evaluation.metrics.explanation import explain as explained
     from ..evaluation.metrics.explanation import is_metric
+    from ..grammar import name_and_settings
 
+    name = line.partition(":")[0].strip()
+    kinds = _kinds()
+    found = [kind for kind in kinds if name in kind.specs]
     if is_metric(line):
         _tell_metric(explained(line))
-    else:
+    elif not found:
+        _refuse_near_misses(line, kinds)
         _tell_guidance(line)
+    for kind in found:
+        _tell_spec(kind, name, name_and_settings(line)[1])
+
+
+def _kinds() -> list[Kind]:
+    from ..distill import DIVERGENCES
+    from ..distill import METHODS as DISTILLATIONS
+    from ..distill.divergences import ALIASES
+    from ..finetune import METHODS
+    from ..finetune.rewards.registry import COMBINATIONS, REWARDS
+    from ..registry import everything
+    from ..samplers.registry import SAMPLERS
+
+    divergences = everything("divergences", DIVERGENCES)
+    return [
+        Kind("divergence", {**divergences, **{key: divergences[of] for key, of in ALIASES.items()}}, "trades"),
+        Kind("way to distil", everything("distill", DISTILLATIONS)),
+        Kind("way to fine-tune", everything("finetune", METHODS)),
+        Kind("reward", {**everything("rewards", REWARDS), **COMBINATIONS}, "range, licence"),
+        Kind("sampler", everything("samplers", SAMPLERS)),
+    ]
+
+
+def _refuse_near_misses(line: str, kinds: list[Kind]) -> None:
+    """UsageError for a name that is near to one of these and not to a rule."""
+    from ..errors import UsageError, nearest
+    from ..grammar import name_and_settings, pieces_of
+    from ..guidance.registry import RULES
+    from ..registry import everything
+
+    name = name_and_settings(pieces_of(line)[0])[0]
+    others = nearest(name, [known for kind in kinds for known in kind.specs])
+    if nearest(name, everything("guidance", RULES)).startswith("known") and not others.startswith("known"):
+        raise UsageError(f"unknown name {name!r}: {others}")
+
+
+def _how(entry: Any) -> str:
+    """The docstring of a function, or of a class after that of its module, where the formulas are."""
+    own = inspect.getdoc(entry) or ""
+    if not inspect.isclass(entry):
+        return own
+    module = inspect.getdoc(sys.modules[entry.__module__]) or ""
+    return "\n\n".join(text for text in (module, own) if not text.startswith(f"{entry.__name__}("))
+
+
+def _tell_spec(kind: Kind, name: str, written: Mapping[str, object]) -> None:
+    """An entry with the settings of the line. UsageError for one that it does not have."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from ..registry import check_settings
+
+    spec, console = kind.specs[name], Console(highlight=False, soft_wrap=True)
+    check_settings(name, written, spec.defaults)
+    console.print(f"[bold]{escape(name)}[/bold], a {kind.what}: {escape(spec.summary)}\n")
+    console.print("\n".join(f"  {escape(line)}".rstrip() for line in _how(spec.load()).splitlines()))
+    off = ", ".join(f"{key}={value}" for key, value in spec.off.items())
+    told = {"needs": ", ".join(spec.needs), "cost": spec.cost, "off at": off, kind.notes: spec.notes}
+    for what, text in told.items():
+        _show(what, text)
+    settings = {key: value for key, value in {**spec.defaults, **written}.items() if key not in ("reward", "rewards")}
+    if settings:
+        console.print("\n[bold]settings[/bold]")
+    for key, value in settings.items():
+        said = "required" if value is ... else f"{value}" + " by default" * (key not in written)
+        _show(key, "; ".join(text for text in (said, spec.limits.get(key, "")) if text))
+    if spec.paper:
+        console.print(f"\n[bold]cite[/bold]\n  {escape(spec.paper)}")
 
 
 def _show(name: str, text: str) -> None:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import Given, takes_spec
+
+if TYPE_CHECKING:
+    from ..generation.folder import Finished
 
 
 @takes_spec
 def generate(given: Given) -> None:
     """Make pictures.
 
-    The same command again resumes or finds everything done.
+    The same command again resumes or finds everything done. Ctrl-C finishes the batch at hand, twice stops at once.
 
       pilotage generate "two red stars on navy"
 
       pilotage generate "a lighthouse" --model ./sd15 --guidance "apg:scale=10 + interval:low=0.3" --seeds 0-63
 
       pilotage generate --prompts captions.txt --preset embedded --exact -o runs/captions
+
+      accelerate launch --num_processes 4 -m pilotage generate --prompts captions.txt -o runs/captions
+
+      torchrun --nproc-per-node 2 -m pilotage generate --prompts captions.txt --threads 1    (without a GPU)
     """
-    from ..generation.folder import default_folder, run
+    from ..evaluation.processes import Processes
+    from ..generation.folder import Listener, default_folder, run
     from ..generation.notes import notes
     from ..generation.pictures import Watch
     from ..generation.spec import RunSpec
+    from ..generation.stopping import patient
     from .console import say_notes
     from .previews import preview_to
     from .progress import PictureProgress
@@ -32,11 +42,19 @@ def generate(given: Given) -> None:
         print(spec.as_yaml(), end="")
         say_notes(notes(spec))
         return
+    processes = Processes.found()
     folder = Path(spec.output) if spec.output else default_folder(spec)
-    say_notes(notes(spec))
-    with PictureProgress(spec.batch_size) as bar:
+    say_notes(notes(spec) if processes.rank == 0 else ())
+    with PictureProgress(spec.batch_size, shown=processes.rank == 0) as bar, patient(processes.world > 1) as stop:
         watch = Watch(bar.step, preview_to(folder) if spec.preview_every else None)
-        done = run(spec, watch=watch, told=bar.picture, begun=lambda finished, of: bar.begin("pictures", finished, of))
+        done = run(spec, watch=watch, listener=Listener(bar.begin_pictures, bar.picture, bar.reached, stop))
+    if processes.rank == 0:
+        _tell(done)
+
+
+def _tell(done: Finished) -> None:
+    from .console import say_notes
+
     say_notes(done.notes)
     if not done.made:
         print(f"all {len(done.items)} pictures are in {done.folder} already")

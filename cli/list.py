@@ -14,11 +14,12 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="rules, optimisers, samplers, grids, inversions, metrics, features, rewards, methods, presets, models"
+            help="rules, optimisers, samplers, grids, inversions, metrics, features, rewards, methods, distillations, "
+            "divergences, presets, models"
         ),
     ] = "rules",
 ) -> None:
-    """List rules, optimisers, samplers, grids, inversions, metrics, features, rewards, methods, presets or models."""
+    """List what there is: rules, samplers, metrics, rewards, ways to fine-tune and to distil, presets and more."""
     from ..errors import UsageError, nearest
     from .console import print_table
 
@@ -126,10 +127,28 @@ def _methods() -> Rows:
     ]
 
 
-def _presets() -> Rows:
-    from ..generation.settings import presets, purpose_of
+def _distillations() -> Rows:
+    from ..distill import METHODS
+    from ..registry import everything
 
-    found = presets() | presets(training=True)
+    found = everything("distill", METHODS)
+    return ["method", "what it does", "an update, each picture", "paper"], [
+        [n, s.summary, s.cost, s.paper] for n, s in found.items()
+    ]
+
+
+def _divergences() -> Rows:
+    from ..distill import DIVERGENCES
+    from ..registry import everything
+
+    found = everything("divergences", DIVERGENCES)
+    return ["divergence", "what it trades", "paper"], [[n, s.summary, s.paper] for n, s in found.items()]
+
+
+def _presets() -> Rows:
+    from ..generation.settings import TRAININGS, presets, purpose_of
+
+    found = presets() | {name: path for kind in TRAININGS for name, path in presets(kind).items()}
     return ["preset", "purpose"], [[name, purpose_of(path)] for name, path in found.items()]
 
 
@@ -149,6 +168,8 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "features": _features,
     "rewards": _rewards,
     "methods": _methods,
+    "distillations": _distillations,
+    "divergences": _divergences,
     "presets": _presets,
     "models": _models,
 }

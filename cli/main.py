@@ -13,6 +13,7 @@ from ..version import __version__
 from . import (
     compare,
     demo,
+    distill,
     doctor,
     explain,
     finetune,
@@ -26,6 +27,7 @@ from . import (
     rerun,
     score,
     stats,
+    status,
 )
 from .console import say_error
 
@@ -43,7 +45,9 @@ app.command()(rank.rank)
 app.command()(compare.compare)
 app.command()(score.score)
 app.command()(finetune.finetune)
+app.command()(distill.distill)
 app.command()(stats.stats)
+app.command()(status.status)
 app.command("list")(list.list_)
 app.command()(explain.explain)
 app.command("fit-grid")(fit_grid.fit_grid)

@@ -99,6 +99,13 @@ def _declared(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.", rich_help_panel=_WHERE)] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:1.", rich_help_panel=_WHERE)] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.", rich_help_panel=_WHERE)] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: offload, slicing and tiling by what is free; none. Switches: --set memory.vae_tiling=true.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     preview_every: Annotated[
         int | None, typer.Option(help="Write preview.png every so many steps.", rich_help_panel=_WHERE)
     ] = None,
@@ -136,10 +143,13 @@ class Given:
     def resolve(self, model: type[S], default_preset: str | None = None, **more: Any) -> S:
         """default < preset < file < flag, as one validated spec."""
         from ..errors import UsageError
+        from ..generation.memory import as_memory
         from ..generation.prompts import read_prompts
         from ..generation.settings import resolve
 
         flags = self.settings | more
+        if flags.get("memory") is not None:
+            flags["memory"] = as_memory(flags["memory"])  # a block, for --set to reach into
         if self.prompts is not None:
             if flags.get("prompts"):
                 raise UsageError("give prompts on the line or with --prompts, not both")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..generation.pictures import Sample
 
 
-def _bar() -> Any:
+def _bar(shown: bool = True) -> Any:
     """What somebody sees who looks: what, how many of how many, time gone and time left."""
     from rich.console import Console
     from rich.progress import (
@@ -32,7 +32,7 @@ def _bar() -> Any:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
         transient=True,
     )
 
@@ -54,8 +54,8 @@ def reading() -> Iterator[Callable[[str, int, int | None], None]]:
 class PictureProgress:
     """A bar in units of pictures that also moves with the steps of a batch."""
 
-    def __init__(self, batch_size: int):
-        self.bar = _bar()
+    def __init__(self, batch_size: int, shown: bool = True):
+        self.bar = _bar(shown)
         self.batch_size, self.made, self.total = batch_size, 0, 0
         self.task: Any = None
 
@@ -74,6 +74,15 @@ class PictureProgress:
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(label, total=total, completed=finished)
+
+    def begin_pictures(self, finished: int, total: int) -> None:
+        """A bar of a run's pictures."""
+        self.begin("pictures", finished, total)
+
+    def reached(self, finished: int) -> None:
+        """So many pictures are there, of all processes."""
+        self.made = max(self.made, finished)
+        self._show(self.made)
 
     def step(self, done: int, of: int) -> None:
         """A step of the present batch is done."""

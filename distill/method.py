@@ -12,9 +12,10 @@ stopped in any phase begins that update again.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from torch import Tensor
 from ..samplers.denoiser import Denoiser
 from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise
+from ..samplers.sampler import Levels
 from ..samplers.schedule import is_flow
 from ..training.learner import Learner
 from ..training.update import Part, Update
 from .roles import STUDENT, Roles
+from .times import Group, Times
 
 __all__ = ["DistillContext", "DistillMethod", "Part", "Pictures"]
 
@@ -34,12 +37,17 @@ __all__ = ["DistillContext", "DistillMethod", "Part", "Pictures"]
 @dataclass(frozen=True, eq=False)
 class Pictures:
     """Rows that were dealt. prompts, seeds: one each. clean: latents (B, *shape) of a data set, where it has been asked
-    for. pairs: is `clean` what the teacher made of the noise of `seeds`?"""
+    for. starts: the seeds of whose noise the teacher made `clean`, where it did."""
 
     prompts: Sequence[str]
     seeds: Sequence[str]
     clean: Tensor | None = None
-    pairs: bool = False
+    starts: Sequence[str] | None = None
+
+    @property
+    def pairs(self) -> bool:
+        """Is `clean` what the teacher made of known noise?"""
+        return self.starts is not None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -47,29 +55,55 @@ class Pictures:
     def of(self, rows: Sequence[int] | range) -> Pictures:
         """Some of the rows."""
         clean = None if self.clean is None else self.clean[list(rows)]
-        return Pictures([self.prompts[i] for i in rows], [self.seeds[i] for i in rows], clean, self.pairs)
+        starts = None if self.starts is None else [self.starts[i] for i in rows]
+        return Pictures([self.prompts[i] for i in rows], [self.seeds[i] for i in rows], clean, starts)
 
 
 @dataclass(eq=False)
 class DistillContext(Update):
-    """One update. guidance: the teacher's rule, a line. batch: rows of a draw on this process.
+    """One update. guidance: the teacher's rule, a line.
 
     deal: the i-th draw of this update, prompts with fresh seeds. data: the same of the data set, with clean latents; a
-    UsageError where there is none.
+    UsageError where there is none. first, total: of a draw's rows, all processes together, those from `first` on are
+    this process's.
     """
 
     roles: Roles
     guidance: str
-    batch: int
     deal: Callable[[int], Pictures]
     data: Callable[[int], Pictures]
+    first: int
+    total: int
+
+    def chunks(self, count: int) -> list[range]:
+        """Rows of a draw in portions of at most `rows`."""
+        return [range(first, min(first + self.rows, count)) for first in range(0, count, self.rows)]
+
+    def groups(self, times: Times, count: int, purpose: str, rows: range | None = None) -> list[Group]:
+        """Which rows of this process's draw, or of `rows` in it, have which level, at most `self.rows` together. The
+        levels are those of the whole draw, so that they depend on no number of processes."""
+        schedule = self.roles.teacher.denoiser([""]).schedule
+        everything = times.groups(schedule, self.total, self.seed("times", purpose))
+        wanted = range(count) if rows is None else rows
+        found = []
+        for group in everything:
+            start, stop = (
+                max(group.rows.start - self.first, wanted.start),
+                min(group.rows.stop - self.first, wanted.stop),
+            )
+            for first in range(start, stop, self.rows):
+                found.append(replace(group, rows=range(first, min(first + self.rows, stop))))
+        return found
 
     def noise(self, pictures: Pictures, purpose: str, step: int = 0) -> Tensor:
-        """Unit noise (B, *shape) of those pictures, another for each purpose."""
+        """Unit noise (B, *shape) of those pictures, another for each purpose: "start" is where a run begins, which for
+        pairs is where the teacher began."""
         student, source = self.roles.student, SeededNoise(list(pictures.seeds))
         if purpose == "start":
-            return source.initial(student.shape).to(student.device)
-        return source.draw(purpose, step, torch.empty(len(pictures), *student.shape, device=student.device))
+            begun = SeededNoise(list(pictures.starts or pictures.seeds)).initial(student.shape)
+            return begun.to(student.device, student.parameters[0].dtype)
+        like = torch.empty(len(pictures), *student.shape, device=student.device, dtype=student.parameters[0].dtype)
+        return source.draw(purpose, step, like)
 
 
 class DistillMethod(ABC):
@@ -104,6 +138,10 @@ class DistillMethod(ABC):
     def check(self, roles: Roles, guidance: str) -> None:  # noqa: B027, most methods go with every teacher
         """UsageError for a teacher that this method cannot learn from, before anything is drawn."""
 
+    def network(self, teacher: Any) -> Any:
+        """The network of a learner whose weights all learn: a copy of the teacher's."""
+        return copy.deepcopy(teacher)
+
     def scheduler(self, stock: Any) -> Any:
         """The diffusers scheduler that draws the student's pictures in `steps` steps, of the model's own one."""
         from diffusers import DDIMScheduler, LCMScheduler
@@ -115,13 +153,21 @@ class DistillMethod(ABC):
         return DDIMScheduler.from_config(stock.config, timestep_spacing="trailing", set_alpha_to_one=True,
                                          clip_sample=False)  # fmt: skip
 
+    def recommended(self) -> dict[str, Any]:
+        """Settings of a RunSpec that draws the student's pictures."""
+        return {"guidance": "none", "sampler": "stock", "steps": self.steps}
+
     def denoiser(self, student: Learner, prompts: Sequence[str]) -> Denoiser:
         """The student as it is drawn with."""
         return student.denoiser(prompts)
 
+    def levels(self, student: Learner) -> Levels:
+        """Those of a run of `steps` steps."""
+        return student.levels("trailing", self.steps)
+
     def sample(self, student: Learner, pictures: Pictures, rows: int) -> Tensor:
         """What the student makes: clean latents (B, *shape). rows: that go through the network together."""
-        levels, made = student.levels("trailing", self.steps), []
+        levels, made = self.levels(student), []
         for first in range(0, len(pictures), rows):
             some = pictures.of(range(first, min(first + rows, len(pictures))))
             x, noise = student.start(some.seeds, levels), SeededNoise(list(some.seeds))

@@ -34,6 +34,9 @@ class Frozen(Learner):
     def decode(self, latents: Tensor) -> Tensor:
         return self.of.decode(latents)
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.of.encode(pictures)
+
     @contextmanager
     def base(self) -> Iterator[None]:
         yield

@@ -13,6 +13,7 @@ from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.processes import Processes
 from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise
+from ..training.judging import adherence
 from ..training.learner import Learner
 from ..training.look import Look, Spread
 from .method import Sampling
@@ -102,14 +103,5 @@ def _detail(pictures: Tensor) -> Tensor:
 
 def embedded_judge() -> Reward:
     """The embedded world's judge: is everything that the caption states to be seen? 1 or 0. It never trains."""
-    from ..evaluation.judges import open_judge
-
-    judge = open_judge("embedded")
-
-    def scores(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen = judge.predict(pictures.clamp(0, 1).mul(255).round().to(torch.uint8).cpu())
-        stated = [judge.parse(prompt) for prompt in prompts]
-        right = [all(seen[head][i] == word for head, word in stated[i].items()) for i in range(len(prompts))]
-        return torch.tensor(right, dtype=torch.float32)
-
-    return Reward("adherence", scores, False, "0 or 1", True, model=f"embedded judge {judge.identity}")
+    scores, identity = adherence()
+    return Reward("adherence", scores, False, "0 or 1", True, model=f"embedded judge {identity}")

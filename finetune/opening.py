@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..generation.models import load, load_weak
 from ..generation.spec import RunSpec
 from ..guidance.grammar import parse
+from ..training.judging import of_the_world
 from ..training.learner import Learner
 from ..training.pipeline_learner import PipelineLearner
 from .held_out import embedded_judge
@@ -68,19 +69,9 @@ def open_scores(spec: FinetuneSpec, device: torch.device) -> tuple[Reward, dict[
     judges = {line: open_rewards(line, device) for line in spec.judges}
     for judge in judges.values():
         refuse_own_judge(reward, judge)
-    if spec.model == "embedded" and _of_the_world(spec.held_out_prompts()):
+    if spec.model == "embedded" and of_the_world(spec.held_out_prompts()):
         judges = {"adherence": embedded_judge(), **judges} if "adherence" not in judges else judges
     return reward, judges
-
-
-def _of_the_world(prompts: list[str]) -> bool:
-    from ..evaluation.judges import open_judge
-
-    judge = open_judge("embedded")
-    try:
-        return all(judge.parse(prompt) for prompt in prompts)
-    except UsageError:
-        return False
 
 
 def refuse_own_judge(reward: Reward, judge: Reward) -> None:

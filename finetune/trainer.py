@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generation.environment import threads
+from ..generation.models import device_named
 from ..storage import make_folder
 from ..training import checkpoint, run_folder, trainer
 from ..training.dealing import Deal
@@ -51,6 +52,12 @@ def train(
         if planned is not None and accelerator.is_main_process:
             planned(plan(opened.learner, spec, list(opened.modules)).lines())
         return Run(spec, opened, accelerator, told or (lambda entry: None)).go()
+
+
+def memory_of(spec: FinetuneSpec) -> list[str]:
+    """The estimate of the memory, for which the model is loaded."""
+    opened = open_run(spec, device_named(spec.device))
+    return plan(opened.learner, spec, list(opened.modules)).lines()
 
 
 class Run(trainer.Run):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..guidance.grammar import parse
 from ..guidance.pipelines.denoiser import denoiser_of
+from ..guidance.pipelines.model import KNOWN
 from ..samplers.grids import make_grid
 from ..samplers.inversion import Carried, ReversibleStep, forward, invert, make_inversion
 from ..samplers.inversion.editing import last_steps
@@ -109,7 +110,10 @@ def round_trip(pipe: Any, wish: Wish) -> RoundTrip:
 
 
 def size_of(pipe: Any, width: int | None, height: int | None) -> tuple[int, int]:
-    """(width, height) of its pictures: whole numbers of latents, and the model's own where none is given."""
+    """(width, height) of its pictures: whole numbers of latents, and the model's own where none is given. UsageError
+    for pipelines whose latents are not those of Stable Diffusion."""
+    if not any(cls.__name__ in KNOWN for cls in type(pipe).__mro__):
+        raise UsageError(f"{type(pipe).__name__} cannot be inverted or ranked with: only {', '.join(KNOWN)} can")
     own = getattr(getattr(getattr(pipe, "unet", None), "config", None), "sample_size", None)
     if own is None and not (width and height):
         raise UsageError(f"{type(pipe).__name__} does not say its size; give --width and --height")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .memory import Memory
+from .placing import chosen, place, placed_beside, quantisation
+from .recommended import base_of, student_of
 from .spec import RunSpec
 
 if TYPE_CHECKING:
@@ -40,14 +44,46 @@ def load(
 
     Only safetensors are read and no code of the model is run. Nothing is downloaded unless `allow_download`.
     """
+    return _unplaced(name, dtype, task, allow_download).to(device_named(device))
+
+
+def _unplaced(
+    name: str, dtype: torch.dtype | str, task: str, allow_download: bool, quantize: str | None = None
+) -> DiffusionPipeline:
+    """A pipeline in the computer's memory; what is quantised may be on the device already."""
     import torch
 
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     with quiet():
-        pipe = _embedded(dtype) if name == "embedded" else _from_pretrained(name, dtype, allow_download)
-        pipe = for_task(pipe, task)
+        pipe = for_task(_opened(student_of(name), dtype, allow_download, quantize), task)
         pipe.set_progress_bar_config(disable=True)
-        return pipe.to(device_named(device))
+        return pipe
+
+
+def _opened(name: str, dtype: torch.dtype, allow_download: bool, quantize: str | None = None) -> Any:
+    if name == "embedded":
+        if quantize:
+            raise UsageError("the embedded model is small and is not quantised; leave memory.quantize out")
+        return _embedded(dtype)
+    base = base_of(name)
+    if base is None:
+        return _from_pretrained(name, dtype, allow_download, quantisation(quantize))
+    return _with_student(_opened(base, dtype, allow_download, quantize), Path(name))
+
+
+def _with_student(pipe: Any, folder: Path) -> Any:
+    """The base of a student whose adapters lie in a folder, with them in its weights, and with the student's scheduler."""
+    import diffusers
+
+    try:
+        pipe.load_lora_weights(str(folder), adapter_name="student", local_files_only=True, use_safetensors=True)
+        pipe.fuse_lora(adapter_names=["student"])
+        pipe.unload_lora_weights()
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    except Exception as error:  # peft and diffusers raise many kinds
+        raise UsageError(f"cannot use the student in {folder}: {' '.join(str(error).split())[:200]}") from None
+    return pipe
 
 
 def device_named(name: str) -> str:
@@ -110,7 +146,7 @@ def embedded_files() -> Path:
     return folder
 
 
-def _from_pretrained(name: str, dtype: torch.dtype, allow_download: bool) -> Any:
+def _from_pretrained(name: str, dtype: torch.dtype, allow_download: bool, quantised: Any = None) -> Any:
     from diffusers import DiffusionPipeline
 
     folder = Path(name).expanduser()
@@ -130,6 +166,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, allow_download: bool) -> Any
             dtype=dtype,
             local_files_only=not allow_download,
             use_safetensors=True,
+            **({"quantization_config": quantised} if quantised is not None else {}),
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UsageError(_why_not(name, folder.is_dir(), allow_download, error)) from None
@@ -179,20 +216,28 @@ class Loaded:
     pipe: Any
     scheduler: Any  # the model's own
     revision: str
+    memory: Memory = field(default_factory=Memory)
     weak: dict[str | None, Any] = field(default_factory=dict)
+
+    def fits(self, spec: RunSpec) -> bool:
+        """Was it loaded for such a spec? What memory=auto chose is as good as auto."""
+        *own, asked = self.key
+        *wanted, memory = key_of(spec)
+        return own == wanted and memory in (asked, self.memory)
 
     def networks(self, spec: RunSpec, needs: tuple[str, ...]) -> dict[str, nn.Module]:
         """The further networks that a rule asks for."""
         if "weak" not in needs:
             return {}
         if spec.weak not in self.weak:
-            self.weak[spec.weak] = load_weak(spec, self.pipe)
+            self.weak[spec.weak] = placed_beside(load_weak(spec, self.pipe), self.memory, self.key[2])
         return {"weak": self.weak[spec.weak]}
 
 
 def key_of(spec: RunSpec) -> tuple[Any, ...]:
     """Specs with equal keys share a pipeline."""
-    return (spec.model, spec.dtype, device_named(spec.device), task_of(spec), spec.lora, spec.lora_scale)
+    own = (spec.model, spec.dtype, device_named(spec.device), task_of(spec), spec.lora, spec.lora_scale)
+    return (*own, spec.memory)
 
 
 def task_of(spec: RunSpec) -> str:
@@ -200,13 +245,15 @@ def task_of(spec: RunSpec) -> str:
 
 
 def open_model(spec: RunSpec) -> Loaded:
-    """Everything that is loaded once for a run."""
-    pipe = load(
-        spec.model, dtype=spec.dtype, device=spec.device, task=task_of(spec), allow_download=spec.allow_download
-    )
+    """Everything that is loaded once for a run; its `memory` says what `memory=auto` has chosen."""
+    device = device_named(spec.device)
+    pipe = _unplaced(spec.model, spec.dtype, task_of(spec), spec.allow_download, spec.memory.quantize)
     if spec.lora:
         _add_lora(pipe, spec)
-    return Loaded(key_of(spec), pipe, pipe.scheduler, revision_of(spec.model, pipe))
+    memory = chosen(spec.memory, pipe, spec, device)
+    place(pipe, memory, device)
+    kept = memory.model_copy(update={"auto": False})
+    return Loaded(key_of(spec), pipe, pipe.scheduler, revision_of(spec.model, pipe), kept)
 
 
 def _add_lora(pipe: Any, spec: RunSpec) -> None:
@@ -237,7 +284,7 @@ def load_weak(spec: RunSpec, pipe: Any) -> nn.Module:
     if spec.weak in (None, "embedded"):
         if spec.model != "embedded" and spec.weak is None:
             raise UsageError("autoguidance needs a weaker network of this model: weak=FOLDER (embedded brings its own)")
-        return _zoo("embedded").load_weak(dtype).to(strong.device).eval()
+        return _beside(strong, _zoo("embedded").load_weak(dtype))
     assert spec.weak is not None
     folder = Path(spec.weak)
     if not folder.is_dir():
@@ -248,7 +295,13 @@ def load_weak(spec: RunSpec, pipe: Any) -> nn.Module:
             weak = type(strong).from_pretrained(str(folder), dtype=dtype, local_files_only=True, **inside)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot load a weak {name} from {spec.weak}: {' '.join(str(error).split())[:200]}") from None
-    return weak.to(strong.device).eval()
+    return _beside(strong, weak)
+
+
+def _beside(strong: nn.Module, weak: nn.Module) -> nn.Module:
+    """On the same device, unless the strong one has none because its layers wait elsewhere (`offload`)."""
+    place = next(strong.parameters()).device
+    return (weak if place.type == "meta" else weak.to(place)).eval()
 
 
 # -- which weights exactly -----------------------------------------------------------------------------------

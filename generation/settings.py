@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 S = TypeVar("S", bound="BaseModel")
-FINETUNE = "finetune-"  # how the names of the presets of fine-tuning begin
+TRAININGS = ("finetune", "distill")  # how the names of their presets begin
 
 
-def presets(training: bool = False) -> dict[str, Path]:
-    """The presets that ship, by name: of runs, or of fine-tuning."""
+def presets(kind: str = "") -> dict[str, Path]:
+    """The presets that ship, by name: of runs, or of a kind of training, one of `TRAININGS`."""
     folder = Path(str(files(f"{__package__.rpartition('.')[0]}.configs")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem.startswith(FINETUNE) == training}
+    of_kind = {
+        path: next((t for t in TRAININGS if path.stem.startswith(f"{t}-")), "") for path in folder.glob("*.yaml")
+    }
+    return {path.stem: path for path in sorted(of_kind) if of_kind[path] == kind}
 
 
 def purpose_of(preset: Path) -> str:
@@ -30,8 +33,8 @@ def purpose_of(preset: Path) -> str:
     return preset.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").rstrip()
 
 
-def preset_settings(name: str, training: bool = False) -> dict[str, Any]:
-    known = presets(training)
+def preset_settings(name: str, kind: str = "") -> dict[str, Any]:
+    known = presets(kind)
     if name not in known:
         raise UsageError(f"unknown preset {name!r}: {nearest(name, known)}")
     return read_yaml(known[name])
@@ -57,10 +60,10 @@ def resolve(
     config: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
-    training: bool = False,
+    kind: str = "",
 ) -> S:
-    """One spec from all sources; later ones win. Flags that are None were not given. training: a preset of those."""
-    settings = preset_settings(preset, training) if preset else {}
+    """One spec from all sources; later ones win. Flags that are None were not given. kind: of the preset."""
+    settings = preset_settings(preset, kind) if preset else {}
     if config is not None:
         settings = with_settings(settings, read_yaml(config))
     settings = with_settings(settings, {key: value for key, value in (flags or {}).items() if value is not None})

@@ -20,9 +20,11 @@ from pydantic import (
 )
 
 from ..errors import UsageError, nearest
+from .memory import CHANGING, Memory, as_memory
+from .recommended import recommended
 from .seeds import Seed, read_seeds, spell_seeds
 
-# What a run may differ in without its pictures differing.
+# What a run may differ in without its pictures differing; of `memory`, all but what it calls changing.
 NOT_IDENTITY = ("output", "preview_every", "allow_download")
 
 
@@ -66,6 +68,9 @@ Size = Annotated[int | None, Field(ge=8, multiple_of=8, le=16384)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
 Guidance = Annotated[str, BeforeValidator(_as_guidance)]
 SamplerLine = Annotated[str, BeforeValidator(_as_sampler)]
+Switches = Annotated[
+    Memory, BeforeValidator(as_memory), PlainSerializer(lambda memory: memory.model_dump(exclude_defaults=True))
+]
 GridLine = Annotated[str | None, BeforeValidator(_as_grid)]
 
 
@@ -105,6 +110,7 @@ class RunSpec(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda|cuda:\d+)$")
     threads: int | None = Field(None, ge=1, le=4096)
+    memory: Switches = Field(Memory(), description="auto, none, or switches of memory.Memory")
     output: str | None = None
     preview_every: int = Field(0, ge=0, description="write preview.png every so many steps; 0 never")
     allow_download: bool = False
@@ -118,10 +124,12 @@ class RunSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _suit_the_model(cls, given: Any) -> Any:
-        """Defaults that give a good picture with the embedded model; other models have presets."""
-        if isinstance(given, dict) and given.get("model", "embedded") == "embedded":
-            return {"guidance": "cfg:scale=3", "steps": 25} | given
-        return given
+        """Defaults that suit the embedded model, or those that a model's folder asks for; others have presets."""
+        if not isinstance(given, dict):
+            return given
+        model = str(given.get("model", "embedded"))
+        suited = {"guidance": "cfg:scale=3", "steps": 25} if model == "embedded" else recommended(model)
+        return suited | given
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +167,7 @@ class RunSpec(BaseModel):
     # -- other forms -----------------------------------------------------------------------------------------
 
     def changed(self, **settings: Any) -> Self:
-        """The same with other settings, validated; dotted keys reach into `call`."""
+        """The same with other settings, validated; dotted keys reach into `call` and `memory`."""
         return type(self)(**with_settings(self.plain(), settings))
 
     def plain(self) -> dict[str, Any]:
@@ -168,12 +176,21 @@ class RunSpec(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What decides how the pictures look."""
-        return {key: value for key, value in self.plain().items() if key not in NOT_IDENTITY}
+        return identity_of(self.plain())
 
     def as_yaml(self) -> str:
         """The resolved spec, without settings that are not in use."""
         shown = {key: value for key, value in self.plain().items() if value not in (None, {}, [])}
         return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
+
+
+def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a spec in its plain form what decides how the pictures look; switches for memory only where they are in use,
+    by names such as "memory.vae_tiling"."""
+    memory = plain.get("memory") or {}
+    changing = {f"memory.{name}": memory[name] for name in CHANGING if memory.get(name)}
+    kept = {key: value for key, value in plain.items() if key not in (*NOT_IDENTITY, "memory")}
+    return kept | changing
 
 
 def with_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +237,10 @@ def in_one_line(error: ValidationError, model: type[BaseModel]) -> UsageError:
         return raised
     name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
     if first["type"] == "extra_forbidden":
-        return UsageError(f"unknown key {name!r}: {nearest(name, model.model_fields)}")
+        inside: Any = model.model_fields[str(first["loc"][0])].annotation if len(first["loc"]) > 1 else None
+        known = [f"{first['loc'][0]}.{field}" for field in getattr(inside, "model_fields", {})]
+        known = known or list(model.model_fields)
+        return UsageError(f"unknown key {name!r}: {nearest(name, known)}")
     if first["type"] == "unexpected_keyword_argument":  # of a dataclass inside, such as lora.rank
         inner = model.model_fields[str(first["loc"][0])].annotation
         known = [f"{first['loc'][0]}.{field.name}" for field in fields(inner)] if is_dataclass(inner) else []

@@ -133,6 +133,33 @@ def test_explain_says_what_is_off() -> None:
     assert explain("cfg + rescale:phi=0.7").order == "rescale(cfg)"
 
 
+@pytest.mark.parametrize("kind", range(5), ids=["divergences", "distillations", "methods", "rewards", "samplers"])
+def test_explain_is_complete_for_what_has_a_spec(capsys: pytest.CaptureFixture[str], kind: int) -> None:
+    from pilotage.cli.explain import _kinds
+
+    told = _kinds()[kind]
+    for name, spec in told.specs.items():
+        assert pilotage("explain", name) == 0
+        out = capsys.readouterr().out
+        assert f"{name}, a {told.what}: {spec.summary}" in out and spec.paper in out and spec.notes in out
+        assert all(f"  {setting} " in out for setting in spec.defaults if setting not in ("reward", "rewards")), name
+
+
+def test_explain_says_what_a_divergence_trades(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pilotage("explain", "js") == 0
+    out = capsys.readouterr().out
+    assert "h = r/(1 + r)" in out and "2502.15681" in out
+    assert re.search(r"trades +mode-seeking: medium; saturates: yes", out)
+    assert pilotage("explain", "power:exponent=-1") == 0
+    assert re.search(r"exponent +-1; below -2: more mode-seeking", capsys.readouterr().out)
+
+
+def test_explain_tells_all_that_have_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pilotage("explain", "clip-score") == 0
+    out = capsys.readouterr().out
+    assert "mean cosine of pictures" in out and "clip-score, a reward" in out
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert pilotage("doctor") in (0, 1)
     out = capsys.readouterr().out
@@ -211,6 +238,8 @@ BAD = [
     ("score {}/empty", "holds no pictures"),
     ("list ruels", "there is no list of 'ruels': did you mean rules"),
     ("explain cfgg", "unknown guidance rule"),
+    ("explain reverse-k1", "unknown name 'reverse-k1': did you mean reverse-kl"),
+    ("explain power:expnent=2", "power has no setting 'expnent': did you mean exponent"),
     ("genrate x", "no such command"),
 ]
 

@@ -246,7 +246,7 @@ def test_a_pass_without_graph_leaves_no_casts_behind() -> None:
 
 
 def test_other_pipelines_are_refused() -> None:
-    from tiny_transformers import flux
+    from tiny_unets import inpaint
 
     with pytest.raises(UsageError, match="cannot be used as a denoiser"):
-        PipelineLearner(flux().pipe)
+        PipelineLearner(inpaint().pipe)

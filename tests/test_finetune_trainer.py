@@ -440,10 +440,10 @@ def test_the_command_says_what_is_wrong_before_it_loads_a_model(
         assert said in error[-1] and error[-1].startswith("error: "), (arguments, error)
 
 
-@pytest.mark.parametrize("name", presets(training=True))
+@pytest.mark.parametrize("name", presets("finetune"))
 def test_every_preset_is_valid_and_says_its_purpose(name: str) -> None:
-    assert len(purpose_of(presets(training=True)[name])) > 20
-    made = resolve(FinetuneSpec, name, training=True)
+    assert len(purpose_of(presets("finetune")[name])) > 20
+    made = resolve(FinetuneSpec, name, kind="finetune")
     assert made == FinetuneSpec(**yaml.safe_load(made.as_yaml()))
 
 

@@ -187,22 +187,22 @@ def test_damaged_and_missing_pictures_are_made_again(finished: Path, model: Load
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_and_resumed_is_the_same(finished: Path, model: Loaded, tmp_path: Path) -> None:
-    """Killed at the worst moment: a picture is on the disk and the manifest does not know it."""
+    """Killed at the worst moment: pictures are on the disk and the manifest does not know them."""
     code = """
 import os, signal, sys, json
-from pilotage.generation import RunSpec, folder
-real = folder.append_line
+from pilotage.generation import RunSpec, folder, manifest
+real = manifest.append_line
 def append(path, line):
-    if json.loads(line)["index"] == 4:
+    if '"index": 4' in line:
         os.kill(os.getpid(), signal.SIGKILL)
     real(path, line)
-folder.append_line = append
+manifest.append_line = append
 folder.run(RunSpec(**json.loads(sys.argv[1])))
 """
     settings = tiny_settings(output=str(tmp_path / "killed"))
     child = process(code, json.dumps(settings))
     assert child.wait(500) == -signal.SIGKILL
-    assert len(held(tmp_path / "killed")) == 5
+    assert len(held(tmp_path / "killed")) == 6
     assert run(tiny_spec(output=settings["output"]), model=model).made == 2
     assert held(tmp_path / "killed") == held(finished)
 
@@ -254,12 +254,12 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, model: Loaded)
 
 
 def test_a_disk_that_fills_up(tmp_path: Path, model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third picture does not fit: two are whole, nothing is half there, and the run can go on."""
+    """The second batch does not fit: the first is whole, nothing is half there, and the run can go on."""
     real, calls = os.fsync, []
 
     def full(handle: int) -> None:
         calls.append(handle)
-        if len(list(tmp_path.glob("run/0*.part"))) and len(list(tmp_path.glob("run/0*.png"))) == 2:
+        if len(list(tmp_path.glob("run/0*.part"))) and len(list(tmp_path.glob("run/0*.png"))) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
@@ -267,10 +267,10 @@ def test_a_disk_that_fills_up(tmp_path: Path, model: Loaded, monkeypatch: pytest
     spec = tiny_spec(output=str(tmp_path / "run"))
     with pytest.raises(UsageError, match="is full; free some space, then give the same command again"):
         run(spec, model=model)
-    assert len(held(tmp_path / "run")) == 2 and not list((tmp_path / "run").glob("*.part"))
-    assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 2
+    assert len(held(tmp_path / "run")) == 4 and not list((tmp_path / "run").glob("*.part"))
+    assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 4
     monkeypatch.setattr(os, "fsync", real)
-    assert run(spec, model=model).made == 4
+    assert run(spec, model=model).made == 2
 
 
 def test_a_disk_too_small_is_said_before_the_first_picture(

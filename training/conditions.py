@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..guidance.pipelines.denoiser import condition_of
-from ..guidance.trees import joined
+from ..guidance.pipelines.forms import leaves, together
+from ..guidance.pipelines.model import PipelineModel, model_of
 
-_PROMPTS = 2048  # that are kept
+_BYTES = 2**31  # of prompts that are kept
 
 
 class Conditions:
-    """pipe: the pipeline that encodes. size: (width, height), of which some networks are told.
+    """pipe: the pipeline that encodes. size: (width, height), of which some networks are told. call: further arguments
+    of the pipeline's call, as of `model_of`.
 
     Raises UsageError for a pipeline that cannot be used as a denoiser.
     """
 
-    def __init__(self, pipe: Any, size: tuple[int, int] | None = None):
+    def __init__(self, pipe: Any, size: tuple[int, int] | None = None, call: Mapping[str, Any] | None = None):
         self.pipe, self.size = pipe, size
+        self.model: PipelineModel = model_of(pipe, size, call)
         self._known: OrderedDict[tuple[str, bool], Any] = OrderedDict()
-        condition_of(pipe, "", size=size)  # refuses other pipelines
+        self._bytes = 0
+        self.model.condition("")  # refuses pipelines that need more than a prompt
 
     def of(self, prompts: Sequence[str], negative: bool = False) -> Any:
         """A row for each prompt. negative: encoded as the pipeline does a negative prompt."""
-        return joined([self._one(prompt, negative) for prompt in prompts])
+        return together([self._one(prompt, negative) for prompt in prompts])
 
     def _one(self, prompt: str, negative: bool) -> Any:
         key = prompt, negative
         if key not in self._known:
-            self._known[key] = condition_of(self.pipe, prompt, size=self.size, negative=negative)
-            if len(self._known) > _PROMPTS:
-                self._known.popitem(last=False)
+            self._known[key] = self.model.condition(prompt, negative)
+            self._bytes += _bytes(self._known[key])
+            while self._bytes > _BYTES and len(self._known) > 1:
+                self._bytes -= _bytes(self._known.popitem(last=False)[1])
         self._known.move_to_end(key)
         return self._known[key]
+
+
+def _bytes(condition: Any) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(condition))

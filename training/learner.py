@@ -40,6 +40,10 @@ class Learner(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents (B, *shape) -> pictures (B, 3, H, W) in [0, 1], float32, differentiable, not clamped."""
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> clean latents (B, *shape)."""
+        raise UsageError(f"{type(self).__name__} makes no latents of pictures; distil from data=teacher:1000")
+
     @contextmanager
     @abstractmethod
     def base(self) -> Iterator[None]:

@@ -21,20 +21,27 @@ from ..samplers.noise import derived_seed
 from ..storage import disk_errors, make_folder, whole
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ATTENTION = "attention"  # as a target: the projections of all attention layers, whatever the network calls them
 NAME = "default"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_PROJECTIONS = (
+    "to_q", "to_k", "to_v", "to_out.0",  # nearly all
+    "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",  # the text's in joint attention
+    "to_out", "to_qkv_mlp_proj", "to_q_t", "to_k_t", "to_v_t", "to_out_t",  # Flux 2, HiDream
+    "to_query", "to_key", "to_value", "out_layer", "img_qkv_proj", "txt_kv_proj",  # Kandinsky 5, PRX
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """rank: of the change. alpha: scale is alpha / rank; None is alpha = rank. targets: ends of the names of layers."""
+    """rank: of the change. alpha: scale is alpha / rank; None is alpha = rank. targets: ends of the names of layers, or
+    "attention" for the projections of the attention layers under the names of the network's class."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where it stands in a spec
 
     rank: int = 4
     alpha: float | None = None
-    targets: tuple[str, ...] = ATTENTION
+    targets: tuple[str, ...] = (ATTENTION,)
 
 
 def add_lora(network: Any, settings: LoraSettings, seed: int, name: str = NAME) -> list[nn.Parameter]:
@@ -47,13 +54,7 @@ def add_lora(network: Any, settings: LoraSettings, seed: int, name: str = NAME) 
     others = [parameter for parameter in network.parameters() if parameter.requires_grad] if _layers(network) else []
     network.requires_grad_(False)
     alpha = settings.rank if settings.alpha is None else settings.alpha
-    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
-    try:
-        network.add_adapter(config, adapter_name=name)
-    except ValueError:
-        raise UsageError(
-            f"no layer of {type(network).__name__} is called {', '.join(settings.targets)}; name others with targets"
-        ) from None
+    inject(network, LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=_targets(network, settings)), name)
     named = [(place, parameter) for place, parameter in network.named_parameters() if parameter.requires_grad]
     with torch.no_grad():
         for place, parameter in named:
@@ -64,6 +65,38 @@ def add_lora(network: Any, settings: LoraSettings, seed: int, name: str = NAME) 
     for parameter in others:  # peft's own switch has frozen them
         parameter.requires_grad_(True)
     return [parameter for _, parameter in named]
+
+
+def inject(network: Any, config: Any, name: str) -> None:
+    """A peft adapter on a network, of diffusers' own making where its class has that."""
+    if hasattr(network, "add_adapter"):
+        network.add_adapter(config, adapter_name=name)
+        return
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, network, name)
+    for layer in _layers(network):
+        layer.set_adapter([name])
+
+
+def _targets(network: nn.Module, settings: LoraSettings) -> list[str]:
+    """The names, or ends of names, of the layers that are meant. UsageError, with names that there are, where none
+    has such a name."""
+    kinds = nn.Linear, nn.Conv2d
+    places = [place.removesuffix(".base_layer") for place, part in network.named_modules() if isinstance(part, kinds)]
+    attention = [place for place in places if _ends(place, _PROJECTIONS) and ("attn" in place or "attention" in place)]
+    wanted = [name for end in settings.targets for name in (attention if end == ATTENTION else [end])]
+    if any(_ends(place, wanted) for place in places):
+        return wanted
+    last = dict.fromkeys(part for place in places if not (part := place.rpartition(".")[2]).isdigit())
+    raise UsageError(
+        f"no layer of {type(network).__name__} is called {', '.join(settings.targets)}; name others with targets, "
+        f"such as {', '.join(list(last)[:12])}"
+    )
+
+
+def _ends(place: str, names: Sequence[str]) -> bool:
+    return place in names or place.endswith(tuple(f".{name}" for name in names))
 
 
 def _layers(network: nn.Module) -> list[Any]:
@@ -98,7 +131,7 @@ def adapters(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def lora_state(network: nn.Module, prefix: str = "unet", name: str = NAME) -> dict[str, Tensor]:
-    """The adapters by diffusers' names, with the scale in B."""
+    """The adapters by diffusers' names, with the scale in B. prefix: the pipeline's name of the network."""
     found: dict[str, Tensor] = {}
     for place, layer in network.named_modules():
         if name not in getattr(layer, "lora_A", {}):
@@ -144,6 +177,22 @@ def read_lora(folder: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def wear_lora(network: Any, folder: str | Path, name: str = NAME) -> None:
+    """The adapters of a folder on a network, as they are in the file: for networks whose pipelines have no
+    `load_lora_weights` (PixArt, DiT, Hunyuan-DiT, CogView 3). UsageError where a layer is missing."""
+    from peft import LoraConfig
+
+    state = read_lora(folder)
+    prefix = next(iter(state)).partition(".")[0]
+    ranks = {key.removesuffix(_A).removeprefix(f"{prefix}."): len(a) for key, a in state.items() if key.endswith(_A)}
+    missing = next(iter(set(ranks) - {place for place, _ in network.named_modules()}), None)
+    if missing is not None:
+        raise UsageError(f"{type(network).__name__} has no layer {missing}; this LoRA is of another network")
+    config = LoraConfig(rank_pattern=ranks, alpha_pattern=dict(ranks), target_modules=list(ranks), inference_mode=True)
+    inject(network, config, name)
+    fill_lora(network, state, name, prefix)
+
+
 def scaled(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """The same adapters with their change times `scale`: 0 is the base model, 1 leaves every bit as it is."""
     return {name: tensor if name.endswith(_A) or scale == 1 else tensor * scale for name, tensor in state.items()}
@@ -181,3 +230,18 @@ def _pair(state: Mapping[str, Tensor], module: str, states: Sequence[Mapping[str
     rank = next(len(tensor) for name, tensor in state.items() if name.endswith(_A))
     a, b = like[module + _A], like[module + _B]
     return a.new_zeros(rank, *a.shape[1:]), b.new_zeros(len(b), rank, *b.shape[2:])
+
+
+def fill_lora(network: nn.Module, state: Mapping[str, Tensor], name: str = NAME, prefix: str = "unet") -> None:
+    """Copy saved adapters, whose scale is in B, into those of a network. UsageError where they are of other layers or
+    ranks."""
+    own = {
+        f"{prefix}.{place}": layer for place, layer in network.named_modules() if name in getattr(layer, "lora_A", {})
+    }
+    fits = {key.removesuffix(_A) for key in state if key.endswith(_A)} == own.keys()
+    if not fits or any(state[key + _A].shape != layer.lora_A[name].weight.shape for key, layer in own.items()):
+        raise UsageError("that LoRA has other layers or another rank than this run's; give the same lora settings")
+    with torch.no_grad():
+        for key, layer in own.items():
+            layer.lora_A[name].weight.copy_(state[key + _A])
+            layer.lora_B[name].weight.copy_(state[key + _B] / layer.scaling[name])

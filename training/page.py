@@ -38,6 +38,7 @@ KNOWN = {
     "loss": "what an update lowers",
 }
 
+OF_TEACHER = " of the teacher"  # ends the name of what a curve is compared with
 SPELT = {"kl": "KL", "lora_norm": "LoRA norm"}
 
 
@@ -85,7 +86,7 @@ def render(run: History, title: str) -> str:
         notices=run.notices[-NOTICES:],
         hidden=hidden,
         heading="Curves",
-        panels=[panel for name in ordered(run.names) if (panel := _panel(run, name)).drawing],
+        panels=[panel for name in _drawn(run) if (panel := _panel(run, name)).drawing],
         changes=_changes(run),
         sheets=_sheets(run),
         specs=[("The settings", run.spec)] if run.spec else [],
@@ -154,13 +155,25 @@ def _title(name: str) -> str:
 
 def _panel(run: History, name: str) -> Panel:
     points = run.series(name)
-    limit = run.diversity_limit if name.endswith("diversity") else None
-    mark = limit * points[0][1] if points and limit else None
+    mark, meaning = _mark(run, name, points)
     drawing = chart([Curve(_title(name), points)], "update", _title(name), mark=mark)
-    reading = _reading(name, noisy(points))
-    if mark is not None:
-        reading += f"; the dashed line is {limit:.0%} of the first, below which a run stops"
-    return Panel(_title(name), reading, drawing)
+    return Panel(_title(name), "; ".join(filter(None, [_reading(name, noisy(points)), meaning])), drawing)
+
+
+def _drawn(run: History) -> list[str]:
+    """The series that are curves of their own."""
+    return [name for name in ordered(run.names) if not name.endswith(OF_TEACHER)]
+
+
+def _mark(run: History, name: str, points: Points) -> tuple[float | None, str]:
+    """What a dashed line is drawn at, and what it means: what the teacher reaches, or where a run stops."""
+    theirs = run.series(name + OF_TEACHER)
+    if theirs:
+        return theirs[-1][1], "the dashed line is the teacher"
+    limit = run.diversity_limit if name.endswith("diversity") else None
+    if not points or not limit:
+        return None, ""
+    return limit * points[0][1], f"the dashed line is {limit:.0%} of the first, below which a run stops"
 
 
 def _reading(name: str, smooth: bool) -> str:
@@ -171,7 +184,7 @@ def _reading(name: str, smooth: bool) -> str:
 def _changes(run: History) -> list[tuple[str, str, str, str]]:
     """(name, before, after, greatest) of what is measured on held-out prompts."""
     found = []
-    for name in ordered([name for name in run.names if "/" in name]):
+    for name in [name for name in _drawn(run) if "/" in name]:
         values = [value for _, value in run.series(name)]
         if len(values) > 1:
             found.append((_title(name), f"{values[0]:.4g}", f"{values[-1]:.4g}", f"{max(values):.4g}"))

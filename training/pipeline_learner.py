@@ -16,19 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UsageError
 from ..guidance.grammar import parse
 from ..guidance.guided import Guided
-from ..samplers.denoiser import NetworkDenoiser, raw_output
-from ..samplers.prediction import predicted_by
+from ..guidance.pipelines.forms import LENGTHS, evaluate, weights_of
+from ..samplers.denoiser import NetworkDenoiser
 from ..samplers.sampler import Level
-from ..samplers.schedule import NoiseSchedule
 from .conditions import Conditions
 from .learner import Learner
 from .lora import NAME, LoraSettings, acting, adapters, add_lora, change_norm, lora_state, save_lora
+from .middle import middle_features
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class _Reached(Exception):
-    """The part of the network that was wanted has been computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,39 +42,23 @@ class _Network:
 
     def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
         with adapters(self.network, self.adapters), self._precision(x.device.type):
-            return raw_output(self.network(x.to(self.weights), time, **condition))
-
-    def inner(self, part: torch.nn.Module, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
-        """What `part` of the network gives; nothing after it is computed."""
-        found: list[Tensor] = []
-
-        def reached(module: Any, inputs: Any, output: Any) -> None:
-            found.append(raw_output(output))
-            raise _Reached
-
-        hook = part.register_forward_hook(reached)
-        try:
-            self(x, time, **condition)
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
-        return found[0]
+            return evaluate(self.network, x.to(self.weights), time, **condition)
 
     def _precision(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, self.autocast, cache_enabled=False) if self.autocast else nullcontext()
 
 
 class PipelineLearner(Learner):
-    """pipe: Stable Diffusion or SDXL; everything in it is frozen but what learns here.
+    """pipe: any text-to-image pipeline that `attach` knows; everything in it is frozen but what learns here.
 
     lora: None trains all weights. network: what learns, of the pipeline's own class and its own network by default,
     which is changed in place. base: the network before training where all weights learn, a copy of it by default.
     adapter: the name of the adapters, of which one network may carry several. seed: of the adapters' first values.
     precision: "no", "bf16" or "fp16" of the network's passes; what learns is float32 and so is the VAE.
     network_checkpoints: the network stores its blocks' inputs only. networks: further ones that a rule asks for, by
-    name. size: (width, height) of the pictures, the model's own without it. conditions: of the same pipeline, where
-    several learners share them.
+    name. size: (width, height) of the pictures, the model's own without it. call: further arguments of the pipeline's
+    call that say what its network is told, {"guidance_scale": 1.0} where that is an input of the network. conditions:
+    of the same pipeline, where several learners share them; they have their own size and call.
     """
 
     def __init__(
@@ -94,11 +74,13 @@ class PipelineLearner(Learner):
         network_checkpoints: bool = False,
         networks: Mapping[str, Any] | None = None,
         size: tuple[int, int] | None = None,
+        call: Mapping[str, Any] | None = None,
         conditions: Conditions | None = None,
     ):
-        self.conditions = conditions or Conditions(pipe, size)
+        self.conditions = conditions or Conditions(pipe, size, call)
+        self.model = self.conditions.model
         self.pipe, self.size, self.device = pipe, self.conditions.size, torch.device(pipe.device)
-        self.network = pipe.unet if network is None else network
+        self.network = self.model.network if network is None else network
         self.adapter = None if lora is None else adapter
         self.networks = dict(networks or {})
         self.autocast, self._trained = PRECISIONS[precision], True
@@ -108,11 +90,13 @@ class PipelineLearner(Learner):
                     part.eval().requires_grad_(False)
         self._prepare(lora, base, seed)
         if network_checkpoints:
-            self.network.enable_gradient_checkpointing(self._block)
-        self.shape = self._shape()
+            self._store_inputs_only()
+        self.shape = self.model.shape
 
     def _prepare(self, lora: LoraSettings | None, base: Any, seed: int) -> None:
-        self.pipe.vae.float()  # in half precision it gives NaN for some pictures
+        if self.model.vae is not None:
+            self.model.vae.float()  # in half precision it gives NaN for some pictures
+        self.model.find_decoder()
         self._base: Any = None
         if lora is None:
             self._base = copy.deepcopy(self.network) if base is None else base
@@ -121,15 +105,14 @@ class PipelineLearner(Learner):
             if self.autocast is not None:
                 self.network.to(self.autocast)
             self.parameters = add_lora(self.network, lora, seed, self.adapter or NAME)
-        self.weights = self.network.conv_in.weight.dtype
+        self.weights = weights_of(self.network)
 
-    def _shape(self) -> tuple[int, int, int]:
-        config, factor = self.network.config, self.pipe.vae_scale_factor
-        side = config.sample_size
-        width, height = self.size or (side * factor, side * factor)
-        if width % factor or height % factor:
-            raise UsageError(f"{width}x{height} does not go: both must be multiples of {factor} for this model")
-        return config.in_channels, height // factor, width // factor
+    def _store_inputs_only(self) -> None:
+        try:
+            self.network.enable_gradient_checkpointing(self._block)
+        except (AttributeError, ValueError):
+            name = type(self.network).__name__
+            raise UsageError(f"{name} has no gradient checkpoints; leave out network_checkpoints") from None
 
     # -- what a Learner is ---------------------------------------------------------------------------------------
 
@@ -138,7 +121,7 @@ class PipelineLearner(Learner):
     ) -> Guided:
         """told: further arguments of the network, a row for each prompt."""
         rule = parse(guidance)
-        schedule, kind = NoiseSchedule.from_scheduler(self.pipe.scheduler), predicted_by(self.pipe.scheduler)
+        schedule, kind = self.model.schedule, self.model.kind
         conditions = {"cond": {**self.conditions.of(prompts), **(told or {})}}
         if "uncond" in rule.needs:
             conditions["uncond"] = self.conditions.of([""], negative=True)
@@ -147,16 +130,24 @@ class PipelineLearner(Learner):
         return Guided(denoisers, rule, conditions, self.decode)
 
     def inner(self, prompts: Sequence[str], x: Tensor, level: Level) -> Tensor:
-        """(B, C, H, W): what the middle block of the network makes of noisy latents; nothing after it is computed."""
+        """(B, C, H, W) or (B, C, N, 1): what reaches the middle of the network of noisy latents, as `middle_features`
+        has it; nothing after it is computed."""
         network, condition = self._network(), self.conditions.of(prompts)
+        if LENGTHS in condition:  # prompts of different lengths are different calls of the network
+            rows = zip(prompts, x.split(1), strict=True)
+            return torch.cat([self.inner([prompt], row, level) for prompt, row in rows])
         time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
-        return network.inner(network.network.mid_block, x, time, **condition).float()
+        return middle_features(network.network, lambda: network(x, time, **condition), self.shape).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         if torch.is_grad_enabled() and latents.requires_grad:
             found: Tensor = checkpoint(self._decode, latents, use_reentrant=False)
             return found
         return self._decode(latents)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The mean of the VAE's posterior, in the scaling of the network: the inverse of `decode`."""
+        return self.model.encode(pictures)
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -172,18 +163,23 @@ class PipelineLearner(Learner):
         return () if self._base is None else (self._base,)
 
     def change(self) -> float:
-        """The norm of the difference of all weights from the base's."""
+        """The norm of the difference of all weights from the base's; of weights that the base lacks, their own."""
         if self.adapter is not None:
             return change_norm(self.network, self.adapter)
-        pairs = zip(self.parameters, self._base.parameters(), strict=True)
-        return sum(float((p.detach().double() - b.detach().double()).square().sum()) for p, b in pairs) ** 0.5
+        before, total = dict(self._base.named_parameters()), 0.0
+        for name, parameter in self.network.named_parameters():
+            change = parameter.detach().double()
+            if name in before:
+                change = change - before[name].detach().double()
+            total += float(change.square().sum())
+        return total**0.5
 
     def save(self, folder: Path) -> None:
         """What was learnt: a LoRA as `pipe.load_lora_weights` has it, or the network as `save_pretrained` writes it."""
         if self.adapter is None:
             self.network.save_pretrained(folder)
         else:
-            save_lora(lora_state(self.network, name=self.adapter), folder)
+            save_lora(lora_state(self.network, self.model.attribute, self.adapter), folder)
 
     # -- parts of it ---------------------------------------------------------------------------------------------
 
@@ -195,18 +191,12 @@ class PipelineLearner(Learner):
         network = self.network if self._trained else self._base
         return _Network(network, acting(network), self.weights, self.autocast)
 
-    def _block(self, block: Any, *inputs: Any) -> Any:
+    def _block(self, block: Any, *inputs: Any, **further: Any) -> Any:
         """A block of the network of which the inputs are stored; computed again with the adapters as they were."""
         names = acting(self.network)
         again = lambda: (nullcontext(), adapters(self.network, names))  # noqa: E731
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=again)
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=again, **further)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents in the scaling of the network -> pictures in [0, 1], float32."""
-        vae, config = self.pipe.vae, self.pipe.vae.config
-        scaled = latents.float() / config.scaling_factor
-        if (means := getattr(config, "latents_mean", None)) is not None:
-            mean, deviation = (scaled.new_tensor(v).view(1, -1, 1, 1) for v in (means, config.latents_std))
-            scaled = scaled * deviation + mean
-        pictures: Tensor = vae.decode(scaled + (getattr(config, "shift_factor", None) or 0.0)).sample
-        return pictures.float() / 2 + 0.5
+        return self.model.decode(latents)

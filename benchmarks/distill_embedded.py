@@ -1,0 +1,158 @@
+"""One-step students of the embedded model: divergences under one budget, several seeds, against their guided teacher.
+
+    python benchmarks/distill_embedded.py                       # all; what is done is not run again
+    python benchmarks/distill_embedded.py jensen-shannon-1      # some: name and seed
+
+Each run is an ordinary `pilotage.distill` folder under runs/distill-embedded. Measured on 1,000 test captions, the same
+seeds for all: the judge's adherence (paired with the teacher's), and precision, recall, density, coverage and Frechet
+distance in the embedded features, against the teacher's pictures of other seeds and against pictures of the world.
+Writes docs/results/distill-embedded.jsonl and docs/pictures/distill-embedded.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pilotage import distill, evaluation
+from pilotage.distill.data import Latents, taught
+from pilotage.distill.method import Pictures
+from pilotage.distill.opening import open_run
+from pilotage.evaluation.features import open_features
+from pilotage.generation.sheet import contact_sheet
+from pilotage.training.judging import adherence
+from pilotage.training.update import Sampling
+from pilotage.zoo import world
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "distill-embedded"
+RESULTS = ROOT / "docs" / "results" / "distill-embedded.jsonl"
+PICTURE = ROOT / "docs" / "pictures" / "distill-embedded.png"
+TEACHER = Sampling("dpmpp-2m", "exponential", 25, "cfg:scale=3")
+COUNT, NEAREST, SHOWN = 1000, 5, 10
+
+SHARED: dict[str, Any] = {
+    "held_out": ["embedded:heldout:48"],
+    "updates": 200,
+    "batch": 32,
+    "rows": 32,
+    "learning_rate": 2e-4,
+    "fake_learning_rate": 4e-4,
+    "ema": 0.98,
+    "evaluate_every": 50,
+    "sheet_every": 100,
+    "checkpoint_every": 25,
+    "threads": 1,
+    "device": "cpu",
+}
+METHODS = {
+    **{name: f"f-distill:divergence={name},critic_steps=1,strata=4" for name in
+       ("jensen-shannon", "forward-kl", "reverse-kl")},
+    "pg-sb": "pg-sb:strata=4",
+    "swiftbrush": "swiftbrush:strata=4",
+}  # fmt: skip
+SEEDS = (1, 2, 3)
+
+
+def spec_of(name: str) -> distill.DistillSpec:
+    """name: of a method and a seed, "forward-kl-2"."""
+    method, _, seed = name.rpartition("-")
+    return distill.DistillSpec(**SHARED, method=METHODS[method], seed=int(seed), output=str(RUNS / name))
+
+
+class Measure:
+    """Everything that students are compared with, made once into runs/distill-embedded."""
+
+    def __init__(self) -> None:
+        roles = open_run(spec_of("reverse-kl-1").changed(output=None)).roles
+        self.teacher, self.prompts = roles.teacher, world.captions(range(COUNT), "test")
+        self.features, self.judge = open_features("embedded", "cpu"), adherence()[0]
+        self.theirs, self.others = (self._teachers(first) for first in (0, COUNT))
+        self.world = torch.from_numpy(world.pictures(range(COUNT), "test")).permute(0, 3, 1, 2)
+        self.right = self.judge(self.theirs.float() / 255, self.prompts)
+
+    def _teachers(self, first: int) -> torch.Tensor:
+        seeds = [str(first + i) for i in range(COUNT)]
+        latents = Latents(RUNS / f"teacher-{first}", taught(self.teacher, TEACHER, self.prompts, seeds, 32))
+        latents.make()
+        return self.pictures(latents.of(range(COUNT)))
+
+    def pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            found = [
+                self.teacher.decode(part).clamp(0, 1).mul(255).round().to(torch.uint8) for part in latents.split(64)
+            ]
+        return torch.cat(found)
+
+    def of(self, made: torch.Tensor) -> dict[str, Any]:
+        """Numbers of uint8 pictures of the test captions."""
+        right = self.judge(made.float() / 255, self.prompts)
+        apart = evaluation.paired_difference(right, self.right)
+        found: dict[str, Any] = {
+            "adherence": float(right.mean()),
+            "against_teacher": [apart.value, apart.low, apart.high],
+        }
+        told = self.features(made).float()
+        for name, real in (("teacher", self.others), ("world", self.world)):
+            theirs = self.features(real).float()
+            numbers = evaluation.prdc(real=theirs, generated=told, k=NEAREST)
+            found[name] = {n: float(getattr(numbers, n)) for n in ("precision", "recall", "density", "coverage")}
+            found[name]["distance"] = evaluation.frechet_distance(real=theirs, generated=told)
+        return found
+
+
+def run(name: str, measure: Measure) -> tuple[dict[str, Any], torch.Tensor]:
+    """Distil, or find it done, and measure. The first pictures as well."""
+    spec = spec_of(name)
+    opened = open_run(spec)
+    done = distill.train(spec, opened=opened, told=lambda entry: print(name, json.dumps(entry)[:150], flush=True))
+    student = open_run(spec.changed(start=str(done.folder), output=None)).roles.student
+    with torch.no_grad():
+        latents = opened.method.sample(student, Pictures(measure.prompts, [str(i) for i in range(COUNT)]), 64)
+    made = measure.pictures(latents)
+    lines = [json.loads(line) for line in (done.folder / "log.jsonl").read_text().splitlines()]
+    looks = [{k: line[k] for k in ("update", "pictures", "seconds", "held_out", "judge")} for line in lines
+             if "held_out" in line]  # fmt: skip
+    row = {"name": name, "method": spec.method, "updates": done.updates, "steps": opened.method.steps, "looks": looks}
+    return row | measure.of(made), made[:SHOWN]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"a method and a seed: {', '.join(METHODS)} with -1 to -3")
+    parser.add_argument("--train-only", action="store_true", help="leave the measurement to a later call")
+    given = parser.parse_args()
+    names = given.names or [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
+    if given.train_only:
+        for name in names:
+            distill.train(spec_of(name), told=lambda entry, name=name: print(name, json.dumps(entry)[:150], flush=True))
+        return
+    measure = Measure()
+    known = {r["name"]: r for r in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else {}
+    known["teacher"] = {"name": "teacher", "steps": 50} | measure.of(measure.theirs)
+    shown = [measure.theirs[:SHOWN]]
+    for name in names:
+        known[name], first = run(name, measure)
+        shown += [first] if name.endswith("-1") else []
+        RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
+    write_sheet(shown)
+    for row in known.values():
+        cells = [
+            f"{row[of][n]:.3f}" for of in ("teacher", "world") for n in ("precision", "recall", "coverage", "distance")
+        ]
+        print(f"| {row['name']} | {row['steps']} | {row['adherence']:.3f} | {' | '.join(cells)} |")
+
+
+def write_sheet(shown: list[torch.Tensor]) -> None:
+    from PIL import Image
+
+    pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96), 0) for row in shown for p in row]
+    contact_sheet(pictures, SHOWN).save(PICTURE)
+
+
+if __name__ == "__main__":
+    main()

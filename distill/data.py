@@ -1,0 +1,186 @@
+"""Clean latents to learn from: what the teacher makes of known noise, captions of the embedded world, or a folder.
+
+They are made once into the run's folder, in shards that are whole or not there, and read row by row afterwards. A line
+says where they come from: `teacher:2000`, `embedded:train:2000`, or a folder of pictures with captions (metadata.jsonl
+with file_name and text, or a .txt of the picture's name beside it).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UsageError
+from ..evaluation.processes import Processes
+from ..samplers.loop import sample
+from ..samplers.noise import SeededNoise, derived_seed
+from ..storage import disk_errors, make_folder, whole
+from ..training.learner import Learner
+from ..training.update import Sampling
+
+SHARD = 128  # items of a file
+_SOURCE = re.compile(r"(teacher|embedded:(?:train|test|heldout)):([1-9]\d*)")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+Make = Callable[[list[int]], Tensor]  # numbers of items -> clean latents
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a data set is made of. prompts: one an item. starts: the seeds of the teacher's noise, or None. make: the
+    clean latents of some items, by their numbers."""
+
+    prompts: Sequence[str]
+    starts: Sequence[str] | None
+    make: Make
+
+
+def items(line: str, teacher: Learner, how: Sampling, prompts: Sequence[str], rows: int, seed: int) -> Items:
+    """What a line stands for. how, prompts, rows, seed: of the teacher's pictures. UsageError for what it is not."""
+    named = _SOURCE.fullmatch(line)
+    if named is None:
+        return _folder(Path(line), teacher)
+    count = int(named[2])
+    if named[1] == "teacher":
+        told = [prompts[i % len(prompts)] for i in range(count)]
+        return taught(teacher, how, told, [str(derived_seed(seed, "pair", i)) for i in range(count)], rows)
+    world = importlib.import_module(f"{__package__.rpartition('.')[0]}.zoo.world")
+    split = named[1].partition(":")[2]
+    side = _side(teacher)
+
+    def make(numbers: list[int]) -> Tensor:
+        return teacher.encode(_tensor(world.pictures(numbers, split, side)).to(teacher.device))
+
+    return Items(world.captions(range(count), split), None, make)
+
+
+def taught(teacher: Learner, how: Sampling, prompts: Sequence[str], seeds: Sequence[str], rows: int) -> Items:
+    """What the guided teacher makes of the noise of those seeds."""
+
+    def make(numbers: list[int]) -> Tensor:
+        levels, found = teacher.levels(how.grid, how.steps), []
+        for first in range(0, len(numbers), rows):
+            some = numbers[first : first + rows]
+            named = [seeds[i] for i in some]
+            denoiser = teacher.denoiser([prompts[i] for i in some], how.guidance)
+            x, noise = teacher.start(named, levels), SeededNoise(named)
+            found.append(sample(denoiser, x, sampler=how.sampler, grid=levels, noise=noise))
+        return torch.cat(found)
+
+    return Items(list(prompts), list(seeds), make)
+
+
+def _folder(folder: Path, teacher: Learner) -> Items:
+    """Pictures, the shorter side of each scaled to the model's and the middle cut out."""
+    captions = _captions(folder)
+    files, side = sorted(captions), _side(teacher)
+
+    def make(numbers: list[int]) -> Tensor:
+        pictures = [_fitted(folder / files[i], side) for i in numbers]
+        return teacher.encode(_tensor(np.stack(pictures)).to(teacher.device))
+
+    return Items([captions[name] for name in files], None, make)
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    """File name -> caption."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no data {folder}: give teacher:1000, embedded:train:1000, or a folder of pictures")
+    listed = folder / "metadata.jsonl"
+    try:
+        if listed.is_file():
+            lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+            found = {str(line["file_name"]): str(line["text"]) for line in lines}
+        else:
+            named = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES]
+            found = {path.name: path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in named}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot read the captions of {folder}: {error}; give metadata.jsonl with file_name and text, "
+                         "or a .txt beside each picture") from None  # fmt: skip
+    astray = next((name for name in found if not (folder / name).resolve().is_relative_to(folder.resolve())), None)
+    if astray is not None:
+        raise UsageError(f"{listed} names {astray}, which lies outside of its folder")
+    if not found:
+        raise UsageError(f"{folder} holds no pictures with captions")
+    return found
+
+
+def _fitted(path: Path, side: int) -> Any:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.LANCZOS))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        raise UsageError(f"{path} is no picture that can be read; take it out of the data") from None
+
+
+def _tensor(pictures: Any) -> Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _side(teacher: Learner) -> int:
+    """The side of its pictures, in pixels."""
+    with torch.no_grad():
+        return int(teacher.decode(torch.zeros(1, *teacher.shape, device=teacher.device)).shape[-1])
+
+
+class Latents:
+    """A data set in a folder. Items are made where a shard of them is missing, shards dealt to the processes."""
+
+    def __init__(self, folder: Path, items: Items, processes: Processes = Processes()):  # noqa: B008, frozen
+        self.folder, self.items, self.processes = folder, items, processes
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.items.prompts)
+
+    def make(self, told: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """Whatever is missing. told: how many items are there, of how many."""
+        make_folder(self.folder)
+        shards = range(-(-len(self) // SHARD))
+        for shard in shards:
+            if self.processes.mine(shard, 1) and not self._whole(shard):
+                self._write(shard)
+            told(min(len(self), (shard + 1) * SHARD), len(self))
+
+    def of(self, numbers: Sequence[int]) -> Tensor:
+        """(B, *shape) of items."""
+        rows = [self._file(i // SHARD).get_slice("clean")[i % SHARD : i % SHARD + 1] for i in numbers]
+        return torch.cat(rows)
+
+    def _range(self, shard: int) -> list[int]:
+        return list(range(shard * SHARD, min(len(self), (shard + 1) * SHARD)))
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.safetensors"
+
+    def _whole(self, shard: int) -> bool:
+        try:
+            return bool(self._file(shard).get_slice("clean").get_shape()[0] == len(self._range(shard)))
+        except Exception:  # safetensors has its own kinds; a damaged shard is made again
+            return False
+
+    def _file(self, shard: int) -> Any:
+        if shard not in self._open:
+            self._open[shard] = safe_open(self._path(shard), "pt")
+        return self._open[shard]
+
+    def _write(self, shard: int) -> None:
+        with torch.no_grad():
+            clean = self.items.make(self._range(shard)).float().cpu().contiguous()
+        with disk_errors(self.folder), whole(self._path(shard)) as part:
+            save_file({"clean": clean}, part)
+        self._open.pop(shard, None)

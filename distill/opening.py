@@ -1,0 +1,125 @@
+"""From a spec to a teacher, a student and its helpers. What cannot go is refused here, before anything is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from ..generation.models import load, load_weak
+from ..generation.spec import RunSpec
+from ..guidance.grammar import parse
+from ..guidance.pipelines import adapter_of
+from ..training.learner import Learner
+from ..training.pipeline_learner import PipelineLearner
+from .head import Head
+from .method import DistillMethod
+from .methods.registry import make_method
+from .roles import FAKE, HEAD, TARGET, Frozen, Roles
+from .spec import DistillSpec
+from .student import read_student
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """pipe: the teacher's pipeline, None for learners of another kind. modules: everything that is loaded, for the
+    memory plan. features: where pictures are compared, or None."""
+
+    roles: Roles
+    method: DistillMethod
+    pipe: Any = None
+    features: Any = None
+    modules: tuple[nn.Module, ...] = ()
+
+
+def open_run(spec: DistillSpec, device: torch.device | str = "cpu") -> Opened:
+    """Everything of a run. Raises UsageError for a teacher that cannot be used as a denoiser, a method that needs data
+    where none is named, a rule that the method cannot learn from, fp16 on a CPU."""
+    device = torch.device(device)
+    spec.training_prompts()
+    method = make_method(spec.method)
+    if spec.precision == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 needs a GPU; use precision bf16 or no")
+    if method.needs_data and spec.data is None:
+        raise UsageError(f"{spec.method} needs real latents; give data=teacher:1000, or a folder of pictures")
+    features = None
+    if spec.features:
+        from ..evaluation.features import open_features
+
+        features = open_features(spec.features, device)
+    pipe = load(spec.model, device=str(device), allow_download=spec.allow_download)
+    roles = open_roles(spec, method, pipe)
+    method.check(roles, spec.guidance)
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return Opened(roles, method, pipe, features, (*parts, *_networks(roles, pipe)))
+
+
+def open_roles(spec: DistillSpec, method: DistillMethod, pipe: Any) -> Roles:
+    """The teacher is the pipeline's own network, which never changes: students are adapters on it, or copies."""
+    student = _learner(spec, method, pipe, spec.train == "lora", "student", None)
+    if spec.start:
+        read_student(Path(spec.start), student)
+    further = {
+        role: _learner(spec, method, pipe, lora, role, student)
+        for role, lora in ((FAKE, spec.fake_lora), (TARGET, spec.train == "lora"))
+        if role in method.roles
+    }
+    teacher = Frozen(student)
+    if TARGET in further:
+        for parameter in further[TARGET].parameters:
+            parameter.requires_grad_(False)
+    roles = Roles(teacher, student, **further)
+    if HEAD in method.roles:
+        roles.head = _head(teacher, spec.seed)
+    return roles
+
+
+def _learner(
+    spec: DistillSpec, method: DistillMethod, pipe: Any, lora: bool, name: str, first: PipelineLearner | None
+) -> PipelineLearner:
+    """One that learns. A copy of the network is the method's, which may give it a further input."""
+    teacher = network_of(pipe)
+    return PipelineLearner(
+        pipe,
+        spec.lora if lora else None,
+        network=None if lora else method.network(teacher),
+        base=None if lora else teacher,
+        adapter=name,
+        seed=spec.seed,
+        precision=spec.precision,
+        network_checkpoints=spec.network_checkpoints,
+        networks=_weak(spec, pipe) if first is None else {},
+        size=spec.size,
+        conditions=None if first is None else first.conditions,
+    )
+
+
+def network_of(pipe: Any) -> Any:
+    """The network of a pipeline that denoises."""
+    return getattr(pipe, adapter_of(pipe).network)
+
+
+def _weak(spec: DistillSpec, pipe: Any) -> dict[str, nn.Module]:
+    if "weak" not in parse(spec.guidance).needs:
+        return {}
+    drawn = RunSpec(model=spec.model, weak=spec.weak, guidance=spec.guidance, device=spec.device)
+    return {"weak": load_weak(drawn, pipe).requires_grad_(False)}
+
+
+def _head(teacher: Learner, seed: int) -> Head:
+    """For what the teacher's network has in its middle."""
+    level = teacher.levels("trailing", 2)[1]
+    with torch.no_grad():
+        inner = teacher.inner([""], torch.zeros(1, *teacher.shape, device=teacher.device), level)
+    return Head(tuple(inner.shape[1:]), seed).to(teacher.device)
+
+
+def _networks(roles: Roles, pipe: Any) -> Sequence[nn.Module]:
+    found = [learner.network for learner in (roles.student, roles.fake, roles.target) if learner is not None]
+    own = [network for network in found if network is not network_of(pipe)]
+    return [*own, *([] if roles.head is None else [roles.head])]

@@ -128,13 +128,16 @@ class UpdateProgress:
         """A line of the log."""
         if self.task is None:
             self.task = self.bar.add_task("training", total=self.updates)
-        if "reward" in entry:
-            self.last = f"reward {entry['reward']:.4g}"
+        shown = next((name for name in ("reward", "loss") if name in entry), None)
+        if shown:
+            self.last = f"{shown} {entry[shown]:.4g}"
         self.bar.update(self.task, completed=entry["update"], description=self.last or "training")
         if "held_out" in entry:
             seen = {**entry["held_out"], **{f"judge {name}": value for name, value in entry["judge"].items()}}
             told = [
-                f"{name} {value:.4g}" for name, value in seen.items() if name.startswith(("reward", "div", "judge"))
+                f"{name} {value:.4g}"
+                for name, value in seen.items()
+                if name.startswith(("reward", "div", "coverage", "distance", "judge")) and "of the teacher" not in name
             ]
             self._print(f"after {entry['update']} updates, held out: {', '.join(told)}")
         for notice in entry.get("notices", []):

@@ -52,8 +52,8 @@ class LogScale(Scale):
 def widened(low: float, high: float, share: float = 0.0) -> tuple[float, float]:
     """The range from low to high, not empty, and larger by a share of itself on both sides."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        more = abs(low) * 0.05 or 0.5
-        return low - more, high + more
+        more = abs(low) * 0.05
+        return (low - more, high + more) if more else (0.0, 1.0)
     return low - share * (high - low), high + share * (high - low)
 
 

@@ -299,7 +299,7 @@ def test_what_cannot_be_distilled_is_refused() -> None:
         dict(states="noise"),
         dict(space="velocity"),
         dict(scale=20),
-        dict(points=30),
+        dict(states="trajectory", points=30),
         dict(low=0.9, high=0.1),
     ):
         with pytest.raises(UsageError):

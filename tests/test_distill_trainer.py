@@ -26,6 +26,7 @@ from pilotage.distill.method import Pictures
 from pilotage.distill.methods.registry import METHODS
 from pilotage.distill.roles import Frozen
 from pilotage.errors import UsageError
+from pilotage.generation.settings import presets, purpose_of, resolve
 from pilotage.training import run_folder
 from pilotage.training.look import Look
 
@@ -329,3 +330,34 @@ def test_a_look_needs_no_judge_and_no_features(tmp_path: Path) -> None:
     done = train(spec(tmp_path, updates=1), opened=toy())
     assert done.after["judge"] == {} and isinstance(done.after["held_out"]["coverage"], float)
     assert Look({}, {}, torch.zeros(0)).plain(3)["at"] == 3
+
+
+# -- presets and the command line -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", presets("distill"))
+def test_presets_of_distillation_are_whole(name: str) -> None:
+    assert len(purpose_of(presets("distill")[name])) > 20
+    made = resolve(DistillSpec, name, kind="distill")
+    assert make_method(made.method).needs_data is False or made.data
+    assert DistillSpec(**made.plain()) == made
+
+
+def test_the_command_line_distils_and_says_how_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pilotage.cli.main import run
+
+    line = ["distill", "embedded:train:4", "--output", str(tmp_path / "fast"), "--updates", "1", "--batch", "2"]
+    line += ["--set", "held_out=[embedded:heldout:2]", "--set", "held_out_seeds=2", "--data", "embedded:train:4"]
+    line += ["--method", "vsd:strata=1", "--rows", "2", "--steps", "2", "--device", "cpu", "--train", "lora"]
+    assert run(line) == 0
+    said = capsys.readouterr()
+    assert (
+        "adherence:" in said.out and "the teacher" in said.out and f"--model {tmp_path / 'fast'} --steps 1" in said.out
+    )
+    assert run([*line, "--dry-run"]) == 0 and "peak, about" in capsys.readouterr().out
+    assert (
+        run(["generate", "a red ring on navy", "--model", str(tmp_path / "fast"), "-o", str(tmp_path / "drawn")]) == 0
+    )
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
+    capsys.readouterr()
+    assert run(["distill", "--method", "f-distil"]) == 2 and "f-distill" in capsys.readouterr().err

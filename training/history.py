@@ -52,12 +52,22 @@ class History:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Of the spec in run.yaml; empty where it cannot be read."""
+        found = self._read()
+        inner = found.get("spec", found)
+        return inner if isinstance(inner, dict) else {}
+
+    def _read(self) -> dict[str, Any]:
         try:
             found = yaml.safe_load(self.spec)
         except yaml.YAMLError:
             return {}
-        inner = found.get("spec", found) if isinstance(found, dict) else {}
-        return inner if isinstance(inner, dict) else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def kind(self) -> str:
+        """Of the training, "finetune" or "distill"; empty where run.yaml does not say."""
+        found = self._read()
+        return str(found.get("kind", ""))
 
     @property
     def diversity_limit(self) -> float | None:

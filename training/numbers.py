@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..evaluation.processes import Processes
 
 
@@ -18,7 +20,8 @@ class Numbers:
         """Numbers, or tensors of one element."""
         for name, value in numbers.items():
             before, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (before + float(value), count + 1)
+            told = value.detach() if isinstance(value, Tensor) else value
+            self.sums[name] = (before + float(told), count + 1)
 
     def means(self, processes: Processes) -> dict[str, float]:
         """Over all that was added, by all processes, in the order of the names' first coming."""

@@ -27,7 +27,12 @@ NOTICES = 20
 KNOWN = {
     "reward": "mean over the pictures that an update learns from",
     "held_out/reward": "the reward that is trained on, on held-out prompts and always the same seeds",
-    "judge/*": "a judge that is not trained on, on held-out prompts; it should not fall while the reward rises",
+    "judge/*": "a judge that is not trained on, on held-out prompts",
+    "held_out/coverage": "share of the teacher's pictures that have one of the student's near them",
+    "held_out/recall": "share of the teacher's pictures inside of the student's neighbourhoods",
+    "held_out/precision": "share of the student's pictures inside of the teacher's neighbourhoods",
+    "held_out/density": "how many of the teacher's neighbourhoods hold a picture of the student; their own: 1",
+    "held_out/distance": "Frechet distance of student and teacher, in features",
     "held_out/diversity": "distance of pictures of one prompt",
     "diversity": "distance of pictures of one prompt",
     "kl": "how far the model has gone from the one before training",
@@ -36,6 +41,11 @@ KNOWN = {
     "clamped": "share of pixel values outside of what can be shown; it should stay near its start",
     "held_out/*": "on held-out prompts and always the same seeds",
     "loss": "what an update lowers",
+    "fake_error": "what the model of the student's own pictures gets wrong; a jump says that it lags behind",
+    "head_right": "how often real and made are told apart; .5 is not at all",
+    "effective": "share of a batch that the weights of the divergence leave; low is noisy",
+    "ratio": "mean density ratio before clipping; 1 for a good discriminator",
+    "pull": "size of the gradient at the student's pictures",
 }
 
 OF_TEACHER = " of the teacher"  # ends the name of what a curve is compared with
@@ -198,7 +208,8 @@ def _sheets(run: History) -> dict[str, Any]:
     chosen = [inner[i * len(inner) // min(BETWEEN, len(inner))] for i in range(min(BETWEEN, len(inner)))]
     told = {update: _as_data(run.sheets[update]) for update in {*updates[:1], *updates[-1:], *chosen}}
     tiles = [(_when(update), told[update]) for update in sorted(told) if told[update]]
-    return {"ends": tiles[:1] + tiles[1:][-1:], "between": tiles[1:-1]}
+    beside = "; the student's on the left, the teacher's on the right" if run.kind == "distill" else ""
+    return {"ends": tiles[:1] + tiles[1:][-1:], "between": tiles[1:-1], "beside": beside}
 
 
 def _when(update: int) -> str:

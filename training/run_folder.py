@@ -63,7 +63,7 @@ def begin(folder: Path, spec: TrainingSpec) -> None:
     """The folder with its run.yaml, which stays that of the first update."""
     make_folder(folder)
     if not (folder / RUN).is_file() or not _learnt(folder):
-        held = {"spec": spec.plain(), "versions": versions()}
+        held = {"kind": spec.kind, "spec": spec.plain(), "versions": versions()}
         write_text(folder / RUN, yaml.safe_dump(held, sort_keys=False, allow_unicode=True, width=110))
 
 

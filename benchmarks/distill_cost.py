@@ -128,14 +128,12 @@ def main() -> None:
     everything, adapters = opened("all"), opened("lora")
     for name, of in (("all weights", everything), ("adapters", adapters)):
         found = ratio(of, rounds)
-        print(
-            f"{name}: an update takes {statistics.median(found):.2f} of its passes ({min(found):.2f} to {max(found):.2f})"
-        )
+        spread = f"{min(found):.2f} to {max(found):.2f}"
+        print(f"{name}: an update takes {statistics.median(found):.2f} of its passes ({spread})")
     alone = training_alone(everything)
     for name, of in (("all weights", everything), ("adapters", adapters)):
-        print(
-            f"{name}: {memory(of) / 1e6:.0f} MB, {memory(of) / alone:.2f} of one network's training ({alone / 1e6:.0f} MB)"
-        )
+        held = memory(of)
+        print(f"{name}: {held / 1e6:.0f} MB, {held / alone:.2f} of one network's training ({alone / 1e6:.0f} MB)")
 
 
 if __name__ == "__main__":

@@ -58,8 +58,7 @@ def compare(
 
 
 def _axis(line: str) -> tuple[str, list[Any]]:
-    import yaml
-
+    from ..documents import Unreadable, plain_yaml
     from ..errors import UsageError
 
     name, equals, values = line.partition("=")
@@ -68,8 +67,8 @@ def _axis(line: str) -> tuple[str, list[Any]]:
     found: list[Any] = []
     for value in values.split("|"):
         try:
-            found.append(yaml.safe_load(value))
-        except yaml.YAMLError:
+            found.append(plain_yaml(value))
+        except Unreadable:
             found.append(value.strip())
     return name.strip(), found
 

@@ -23,6 +23,7 @@ from . import (
     generate,
     invert,
     list,
+    mix_lora,
     rank,
     rerun,
     score,
@@ -45,6 +46,7 @@ app.command()(rank.rank)
 app.command()(compare.compare)
 app.command()(score.score)
 app.command()(finetune.finetune)
+app.command("mix-lora")(mix_lora.mix_lora)
 app.command()(distill.distill)
 app.command()(stats.stats)
 app.command()(status.status)

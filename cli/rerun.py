@@ -14,11 +14,16 @@ def rerun(
         Path | None, typer.Option("--output", "-o", help="The new file; NAME-rerun.png beside the old one without it.")
     ] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="Change a setting, for a variation.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Open the folders and files that the picture names: you know who made it.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings and stop.")] = False,
 ) -> None:
     """Make a picture again from its PNG alone, and compare the pixels.
 
     pilotage rerun runs/two-red-stars-on-navy-1f0c9a2b/000000.png
+
+    pilotage rerun runs/mine/000000.png --trust    (of a model or a LoRA in a folder)
 
     pilotage rerun 000017.png --set guidance=apg -o variation.png
     """
@@ -30,9 +35,9 @@ def rerun(
 
     changes = read_set(assignments or [])
     if dry_run:
-        print(spec_of(read_png(picture)[0], changes).as_yaml(), end="")
+        print(spec_of(read_png(picture, trust, changes)[0], changes).as_yaml(), end="")
         return
-    done = again(picture, changes, output)
+    done = again(picture, changes, output, trust)
     say_notes(done.notes)
     if done.largest is None:
         print(f"{done.file}: a variation")

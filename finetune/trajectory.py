@@ -95,6 +95,14 @@ def _prediction(denoiser: Any, state: State) -> Prediction:
     return prediction
 
 
+def check_rule(policy: Policy) -> None:
+    """UsageError for a rule that a policy gradient cannot ask again, at the cost of one evaluation of one row."""
+    x = policy.learner.start(["0"], policy.levels)
+    state = policy.sampler.init(x, policy.levels)
+    with torch.no_grad():
+        _prediction(policy.learner.denoiser([""], policy.guidance), state)
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """B recorded runs of the steps `start` .. of a policy.

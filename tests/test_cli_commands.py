@@ -70,9 +70,9 @@ def test_generate_resume_and_rerun(capsys: pytest.CaptureFixture[str], tmp_path:
     assert Image.open(output / "preview.png").width > 16
     assert pilotage(*tiny_flags(output, "-g", "none", "--negative", "blue")) == 0
     assert "all 6 pictures are in" in capsys.readouterr().out
-    assert pilotage("rerun", str(output / "000003.png")) == 0
+    assert pilotage("rerun", str(output / "000003.png"), "--trust") == 0
     assert "the same pixels" in capsys.readouterr().out
-    assert pilotage("rerun", str(output / "000003.png"), "--set", "guidance=cfg", "--dry-run") == 0
+    assert pilotage("rerun", str(output / "000003.png"), "--set", "guidance=cfg", "--dry-run", "--trust") == 0
     assert yaml.safe_load(capsys.readouterr().out)["guidance"].startswith("cfg")
 
 

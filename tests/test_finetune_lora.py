@@ -250,3 +250,19 @@ def test_other_pipelines_are_refused() -> None:
 
     with pytest.raises(UsageError, match="cannot be used as a denoiser"):
         PipelineLearner(inpaint().pipe)
+
+
+def test_the_command_line_mixes_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pilotage.cli.main import run
+
+    state = {"unet.a.lora_A.weight": torch.ones(1, 3), "unet.a.lora_B.weight": torch.ones(2, 1)}
+    for name, factor in (("one", 1.0), ("two", 3.0)):
+        lora.save_lora({key: factor * tensor for key, tensor in state.items()}, tmp_path / name)
+    line = ["mix-lora", f"{tmp_path / 'one'}:0.5", f"{tmp_path / 'two'}:0.25", "-o", str(tmp_path / "both")]
+    assert run(line) == 0 and "2 adapters of 1 layers" in capsys.readouterr().out
+    found = lora.read_lora(tmp_path / "both")
+    change = found["unet.a.lora_B.weight"] @ found["unet.a.lora_A.weight"]
+    assert torch.allclose(change, torch.full((2, 3), 0.5 + 0.25 * 9))
+    for wrong in ("one", f"{tmp_path / 'one'}:much", ":1"):
+        assert run(["mix-lora", wrong, "-o", str(tmp_path / "none")]) == 2
+        assert "FOLDER:WEIGHT" in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -18,6 +18,8 @@ from pilotage import samplers
 from pilotage.errors import UsageError
 from pilotage.finetune.flow_sde import DanceGRPOSampler, FlowGRPOSampler
 from pilotage.finetune.gaussian_steps import log_prob, log_ratio, step_kl
+from pilotage.finetune.method import Sampling
+from pilotage.finetune.methods.registry import make_method
 from pilotage.finetune.trajectory import Policy, make_policy, record
 from pilotage.samplers import Denoiser, NetworkDenoiser, NoiseSchedule, SeededNoise
 from pilotage.samplers.prediction import FLOW_PREDICTION, Prediction
@@ -287,3 +289,11 @@ def test_rules_that_look_back_are_refused() -> None:
 def test_a_flow_without_noise_is_refused() -> None:
     with pytest.raises(UsageError, match="above 0"):
         FlowGRPOSampler(0.0)
+
+
+@pytest.mark.parametrize("method", ["ddpo", "b2-diffurl", "flow-grpo", "dance-grpo"])
+def test_a_rule_that_remembers_is_refused_before_anything_is_drawn(method: str) -> None:
+    how = Sampling("ddim:eta=1", "trailing", 4, "apg:scale=3")
+    with pytest.raises(UsageError, match="remembers"):
+        make_method(method).check(ToyLearner(), how)
+    make_method(method).check(ToyLearner(), Sampling("ddim:eta=1", "trailing", 4, "cfg:scale=3"))

@@ -214,6 +214,39 @@ def test_a_lock_says_who_holds_it_and_goes_with_him(tmp_path: Path) -> None:
     assert holder_of(tmp_path) is None and not (tmp_path / LOCK).exists()
 
 
+def test_a_lock_that_is_given_up_while_one_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is gone when we hold it, and somebody may have made another: ours would lock nobody out."""
+    from pilotage.generation import lock
+
+    real, calls = lock._try, []
+
+    def given_up(handle: int, shared: bool = False) -> bool | None:
+        calls.append(handle)
+        if len(calls) == 1:
+            (tmp_path / LOCK).unlink()
+        return real(handle, shared)
+
+    monkeypatch.setattr(lock, "_try", given_up)
+    with locked(tmp_path):
+        assert len(calls) == 2 and holder_of(tmp_path) == Holder.here()
+
+
+def test_what_another_run_finished_meanwhile_is_not_made_again(
+    tmp_path: Path, model: Loaded, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    """Between the first look and the lock."""
+    folder, real = tmp_path / "run", run_folder.look_at
+
+    def look(*given: Any) -> Any:
+        found = real(*given)
+        shutil.copytree(finished, folder)
+        return found
+
+    monkeypatch.setattr(run_folder, "look_at", look)
+    done = run(tiny_spec(output=str(folder)), model=model)
+    assert done.made == 0 and sorted(done.items) == list(range(6))
+
+
 def _dead() -> int:
     child = process("", stdout=-3)
     child.wait(60)
@@ -296,7 +329,9 @@ def test_files_that_lie(tmp_path: Path, model: Loaded, finished: Path) -> None:
     shutil.copytree(finished, folder)
     whole = held(folder)
     (folder / "000000.png").write_bytes(b"")  # empty
-    (folder / "000001.png").write_bytes(whole["000001.png"][:-40])  # half
+    written = (folder / "000001.png").stat().st_mtime_ns
+    (folder / "000001.png").write_bytes(whole["000001.png"][:-40])  # half, with the time of the whole
+    os.utime(folder / "000001.png", ns=(written, written))
     (folder / "000002.png").write_bytes(whole["000002.png"][:-40] + b"\0" * 40)  # zeros, as after a power cut
     (folder / "000003.png").write_bytes(whole["000004.png"])  # another's
     (folder / "000004.png.part").write_bytes(b"half")
@@ -378,9 +413,9 @@ def test_a_batch_that_does_not_fit_is_halved(
 def test_a_batch_of_three_in_portions_of_two(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = _too_small(monkeypatch, 2, torch.OutOfMemoryError("out of memory"))
     said: list[str] = []
-    samples = list(generate(tiny_spec(batch_size=5), model=model, only=[4, 5], watch=Watch(said=said.append)))
-    assert [s.index for s in samples] == [4, 5] and len(said) == 1
-    assert tried == [5, 1, 1], "halves begin where the batch begins, and those that nobody wants are not made"
+    samples = list(generate(tiny_spec(batch_size=5), model=model, only=[3, 4, 5], watch=Watch(said=said.append)))
+    assert [s.index for s in samples] == [3, 4, 5] and len(said) == 1
+    assert tried == [5, 2, 1, 1], "halves begin where the batch begins, and those that nobody wants are not made"
 
 
 def test_what_cannot_be_halved_says_so(tmp_path: Path, model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,9 @@ def test_a_command_of_the_readme(
     if "--allow-download" in command:  # the settings only: tests download nothing
         command = [*command, "--dry-run"]
     command = ["embedded:test:140" if word == REAL else word for word in command]  # the same, sooner
-    if command[0] == "finetune":  # the same, sooner
+    if command[0] in ("finetune", "distill"):  # the same, sooner
         soon = {"updates": 1, "batch": 2, "held_out": "embedded:heldout:2", "held_out_seeds": 2, "steps": 2}
+        soon |= {"data": "embedded:train:4"} if command[0] == "distill" else {}
         command = [*command, *(word for item in soon.items() for word in ("--set", "{}={}".format(*item)))]
     code = pilotage(*command)
     out, err = capsys.readouterr()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..documents import Unreadable, plain_yaml
 from ..errors import UsageError
 from .curves import Points
 from .run_folder import LOG, RUN, SHEETS, read_log
@@ -58,8 +57,8 @@ class History:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = yaml.safe_load(self.spec)
-        except yaml.YAMLError:
+            found = plain_yaml(self.spec)
+        except Unreadable:
             return {}
         return found if isinstance(found, dict) else {}
 

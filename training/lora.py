@@ -6,6 +6,7 @@ arXiv 2106.09685). Files hold scale B, so that their own scale is 1 and no furth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def add_lora(network: Any, settings: LoraSettings, seed: int, name: str = NAME) 
 def inject(network: Any, config: Any, name: str) -> None:
     """A peft adapter on a network, of diffusers' own making where its class has that."""
     if hasattr(network, "add_adapter"):
-        network.add_adapter(config, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # peft warns of a second adapter, which is meant
+            network.add_adapter(config, adapter_name=name)
         return
     from peft import inject_adapter_in_model
 

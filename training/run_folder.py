@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from ..documents import plain_yaml
 from ..errors import UsageError
 from ..generation.environment import versions
 from ..storage import append_line, disk_errors, make_folder, whole, write_text
@@ -39,8 +40,8 @@ def refuse_other_run(folder: Path, spec: TrainingSpec) -> None:
             raise UsageError(f"{folder} is not empty and holds no training run; choose another output")
         return
     try:
-        there = type(spec)(**yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))["spec"]).identity()
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        there = type(spec)(**plain_yaml((folder / RUN).read_text(encoding="utf-8"))["spec"]).identity()
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder / RUN} is of no training run; choose another output") from None
     said = [f"{key} is {_short(there[key])} there and {_short(here)} here" for key, here in spec.identity().items()
             if there[key] != here]  # fmt: skip

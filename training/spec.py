@@ -89,7 +89,7 @@ class TrainingSpec(BaseModel):
     tracker: Literal["tensorboard"] | None = None
     allow_download: bool = False
 
-    def __init__(self, **settings: Any):
+    def __init__(self, /, **settings: Any):
         try:
             super().__init__(**settings)
         except ValidationError as error:

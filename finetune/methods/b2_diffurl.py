@@ -25,7 +25,7 @@ from ...errors import UsageError
 from ...training.learner import Learner
 from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, members, prompt_advantages, repeated, score
-from ..trajectory import Policy, Trajectory, make_policy, record
+from ..trajectory import Policy, Trajectory, check_rule, make_policy, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class B2DiffuRL(StepPolicyGradient):
         return min(steps, first + update * (steps - first + 1) // max(1, self.stages or updates))
 
     def check(self, learner: Learner, sampling: Sampling) -> None:
-        self._policy(learner, sampling)
+        check_rule(self._policy(learner, sampling))
 
     def _policy(self, learner: Learner, how: Sampling) -> Policy:
         return make_policy(learner, how.sampler, how.grid, how.steps, how.guidance)

@@ -17,7 +17,7 @@ from ...errors import UsageError
 from ...training.learner import Learner
 from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, prompt_advantages, score
-from ..trajectory import Policy, make_policy, record
+from ..trajectory import Policy, check_rule, make_policy, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class DDPO(StepPolicyGradient):
             raise UsageError(f"buffer={self.buffer} never holds least={self.least} rewards of a prompt; make it larger")
 
     def check(self, learner: Learner, sampling: Sampling) -> None:
-        self._policy(learner, sampling)
+        check_rule(self._policy(learner, sampling))
 
     def _policy(self, learner: Learner, how: Sampling) -> Policy:
         return make_policy(learner, how.sampler, how.grid, how.steps, how.guidance)

@@ -20,7 +20,7 @@ from ..advantages import group_advantages, varied
 from ..flow_sde import DanceGRPOSampler, FlowGRPOSampler, FlowSDE
 from ..method import Part, Sampling, UpdateContext
 from ..policy_gradient import StepPolicyGradient, members, repeated, score
-from ..trajectory import Policy, make_policy, record
+from ..trajectory import Policy, check_rule, make_policy, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class FlowGRPO(StepPolicyGradient):
         return FlowGRPOSampler(self.noise)
 
     def check(self, learner: Learner, sampling: Sampling) -> None:
-        self._policy(learner, sampling)
+        check_rule(self._policy(learner, sampling))
 
     def _policy(self, learner: Learner, how: Sampling) -> Policy:
         return make_policy(learner, self.sde(), how.grid, how.steps, how.guidance)

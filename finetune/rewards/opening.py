@@ -24,6 +24,7 @@ from .mixing import weighted_sum
 from .registry import COMBINATIONS, REWARDS
 from .reward import Reward
 
+_DEEPEST = 20
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _WEIGHTED = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 
@@ -130,6 +131,8 @@ def _open_places(text: str) -> Iterator[int]:
         depth += (letter in "([") - (letter in ")]")
         if depth < 0:
             break
+        if depth > _DEEPEST:
+            raise UsageError(f"more than {_DEEPEST} brackets within each other in {text[:40]!r}...; write fewer")
         if depth == 0:
             yield at
     if depth:

@@ -3,11 +3,12 @@
     python benchmarks/finetune_methods.py                    # all, about 90 minutes on one core
     python benchmarks/finetune_methods.py alignprop ddpo     # some; what is done is not run again
 
-A method first tries three learning rates for a few updates, on captions of their own, and goes on from the start with
-the one whose reward was highest. Each run is an ordinary `pilotage.finetune` folder under runs/finetune-unguided, so it
-can be stopped and gone on with. Then 512 pictures of held-out captions are drawn by the model before and after
-training, with the same seeds, so that all differences are of pairs. The baselines are the model itself, the best of
-four of its pictures by the reward, and guidance.
+AlignProp, DDPO and Flow-GRPO first try three learning rates for a few updates, on captions of their own; they begin
+again with the one whose reward was highest, and the other methods take it from them (`RATE_OF`). Each run is an
+ordinary `pilotage.finetune` folder under runs/finetune-unguided, so it can be stopped and gone on with. Then 512
+pictures of held-out captions are drawn by the model before and after training, with the same seeds, so that all
+differences are of pairs. The baselines are the model itself, the best of four of its pictures by the reward, and
+guidance.
 
 The reward is the log-probability that the *guiding* classifier gives to the caption's words; the judge is another
 network, which counts pictures that show the whole caption. Writes docs/results/finetune-methods.jsonl, pictures in

@@ -95,6 +95,7 @@ def _learner(
         network_checkpoints=spec.network_checkpoints,
         networks=_weak(spec, pipe) if first is None else {},
         size=spec.size,
+        call=spec.call,
         conditions=None if first is None else first.conditions,
     )
 

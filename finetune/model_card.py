@@ -48,20 +48,29 @@ pipe.load_lora_weights("{folder}", adapter_name="reward")
 pipe.set_adapters("reward", 1.0)  # less is closer to the base model
 ```
 
+(Where the pipeline has no such method: `pilotage.training.lora.wear_lora(pipe.{network}, "{folder}")`.)
+
     pilotage generate "a prompt" --model {model} --lora {folder} --guidance "{guidance}\""""
 
 _NETWORK = """\
 ```python
-pipe.unet = type(pipe.unet).from_pretrained("{folder}")
+pipe.{network} = type(pipe.{network}).from_pretrained("{folder}")
 ```"""
 
 
 def write_card(
-    folder: Path, spec: FinetuneSpec, reward: Reward, looks: dict[str, dict[str, Any]], pictures: int, stopped: str = ""
+    folder: Path,
+    spec: FinetuneSpec,
+    reward: Reward,
+    looks: dict[str, dict[str, Any]],
+    pictures: int,
+    stopped: str = "",
+    network: str = "unet",
 ) -> Path:
-    """README.md in the folder of the adapters. looks: "before" and "after", as the log has evaluations."""
+    """README.md in the folder of the adapters. looks: "before" and "after", as the log has evaluations. network: the
+    pipeline's part that learnt."""
     lora = spec.train == "lora"
-    use = (_LORA if lora else _NETWORK).format(folder=folder, model=spec.model, guidance=spec.guidance)
+    use = (_LORA if lora else _NETWORK).format(folder=folder, model=spec.model, guidance=spec.guidance, network=network)
     text = _HEAD.format(
         model=spec.model,
         tags="lora, reward-fine-tuning" if lora else "reward-fine-tuning",

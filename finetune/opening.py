@@ -103,6 +103,7 @@ def open_learner(spec: FinetuneSpec, device: torch.device) -> tuple[PipelineLear
         network_checkpoints=spec.network_checkpoints,
         networks=networks,
         size=spec.size,
+        call=spec.call,
     )
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return learner, (*parts, *networks.values(), *learner.further_modules())

@@ -106,7 +106,9 @@ class Run(trainer.Run):
 
     def write_result(self) -> None:
         _save(self.opened.learner, self.spec, self.result)
-        write_card(self.result, self.spec, self.opened.reward, self.looks, self.pictures, self.stopped)
+        learner = self.opened.learner
+        network = learner.model.attribute if isinstance(learner, PipelineLearner) else "unet"
+        write_card(self.result, self.spec, self.opened.reward, self.looks, self.pictures, self.stopped, network)
 
 
 def _save(learner: Learner, spec: FinetuneSpec, folder: Path) -> None:

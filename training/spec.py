@@ -58,6 +58,9 @@ class TrainingSpec(BaseModel):
     steps: int = Field(20, ge=1, le=10_000)
     width: Size = None
     height: Size = None
+    call: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the pipeline's call that its network is told, guidance_scale=1"
+    )
     # how it learns
     updates: int = Field(100, ge=1)
     batch: int = Field(16, ge=1, description="prompts an update, over all processes")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from ..errors import one_line
+
 
 def say_notes(notes: Iterable[str]) -> None:
     """One line each, beside the results."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
 
 
 def say_error(message: str) -> None:
     """One line, whatever the message holds."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], right: Iterable[int] = ()) -> None:

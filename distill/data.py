@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..evaluation.processes import Processes
+from ..evaluation.sources.decode import FORMATS
+from ..evaluation.sources.limits import PIXELS
 from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise, derived_seed
 from ..storage import disk_errors, make_folder, whole
@@ -117,12 +119,14 @@ def _captions(folder: Path) -> dict[str, str]:
 
 
 def _fitted(path: Path, side: int) -> Any:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > PIXELS:
+                raise ValueError(f"more than {PIXELS} pixels")
             return np.asarray(ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    except Exception:  # decoders of hostile files raise nearly anything
         raise UsageError(f"{path} is no picture that can be read; take it out of the data") from None
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import UsageError, nearest
+from ..evaluation.sources.decode import FORMATS
+from ..evaluation.sources.limits import PIXELS
 from .seeds import Seed
 from .spec import RunSpec
 
@@ -28,11 +30,17 @@ def pictures_of(spec: RunSpec) -> dict[str, Image.Image]:
 
 def read_picture(path: str) -> Image.Image:
     try:
-        with Image.open(Path(path).expanduser()) as opened:
+        with Image.open(Path(path).expanduser(), formats=FORMATS) as opened:
+            if opened.width * opened.height > PIXELS:
+                raise UsageError(
+                    f"{path} has {opened.width} x {opened.height} pixels, more than {PIXELS}; scale it down"
+                )
             return ImageOps.exif_transpose(opened)
     except FileNotFoundError:
         raise UsageError(f"there is no picture {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UsageError:
+        raise
+    except Exception:  # decoders of hostile files raise nearly anything
         raise UsageError(f"{path} is no picture that can be read; give a PNG, JPEG or WebP") from None
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from ..errors import UsageError, nearest
+from ..evaluation.processes import Processes
 from ..storage import whole, write_text
 from .folder import Finished, default_folder, run
-from .models import Loaded, key_of, open_model
+from .models import Loaded, open_model
 from .notes import notes
 from .pictures import Sample, Watch, generate
 from .spec import RunSpec
@@ -120,7 +121,7 @@ def compare(spec: CompareSpec, told: Told | None = None, watch: Watch | None = N
     from .sheet import write_sheet
 
     told = told or Told()
-    planned = spec.cells()
+    processes, planned = Processes.found(), spec.cells()  # first, for each has a device of its own
     scorer = Scorer(planned[0][1].model, spec.metrics, spec.features, spec.real)
     folder = Path(spec.output) if spec.output else default_folder(spec)
     said = list(dict.fromkeys(note for _, cell in planned for note in notes(cell)))
@@ -139,10 +140,14 @@ def compare(spec: CompareSpec, told: Told | None = None, watch: Watch | None = N
             told.scoring(made.label)
         made.scores = scorer.scores(made.run)
     result.notes += scorer.notes
-    with whole(folder / "grid.png") as part:
-        write_sheet(result, part)
-    write_text(folder / "metrics.json", json.dumps(_as_json(result), indent=1))
-    write_page(result, folder / "index.html")
+
+    def write() -> None:
+        with whole(folder / "grid.png") as part:
+            write_sheet(result, part)
+        write_text(folder / "metrics.json", json.dumps(_as_json(result), indent=1))
+        write_page(result, folder / "index.html")
+
+    processes.by_first(write)
     return result
 
 
@@ -151,7 +156,7 @@ def _with_models(planned: list[tuple[dict[str, Any], RunSpec]]) -> Iterator[tupl
     of the times."""
     model: Loaded | None = None
     for values, cell in planned:
-        if model is None or model.key != key_of(cell):
+        if model is None or not model.fits(cell):
             model = open_model(cell)
             prompt, seed = cell.pictures()[0]
             first = cell.changed(prompts=[prompt], seeds=[seed], paired=False, steps=2, strength=1.0, exact=False)

@@ -1,39 +1,54 @@
 """run: a spec into a folder that can be resumed. The same command again finishes what is missing.
 
 run.yaml          the spec, versions, revision of the model, hashes of the input pictures
-manifest.jsonl    a line for each finished picture, appended after the picture is safely on the disk
 000017.png        written under a temporary name, then renamed; carries the spec, seed and evaluations
+manifest.jsonl    a line for each finished picture, appended after its batch is safely on the disk
+log.jsonl         what happened: begin, resumed, memory, stopped, failed, done
+run.lock          there while a process works here
+
+Several processes (`accelerate launch`, `torchrun`) share the work batch by batch. The first one holds the lock, writes
+run.yaml and the log, and gathers their manifests; each writes its own pictures.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import UsageError
-from ..storage import append_line, check_space, disk_errors, make_folder, whole, write_text
+from ..evaluation.processes import Processes
+from ..storage import check_space, disk_errors, make_folder, write_text
+from .dealing import Dealer, OthersEnded
 from .environment import differences, environment, threads
-from .metadata import png_info, record_of
-from .pictures import Sample, Watch, generate
-from .spec import RunSpec
+from .lock import LOCK, locked
+from .manifest import MANIFEST, finished_items, gather, hash_of, stamp
+from .pictures import Generation, Sample, Watch
+from .placing import side_of
+from .run_log import LOG, RunLog, told_in_short
+from .saving import save
+from .spec import RunSpec, identity_of
 
 if TYPE_CHECKING:
     from .models import Loaded
 
-RUN, MANIFEST = "run.yaml", "manifest.jsonl"
+RUN = "run.yaml"
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fifty thousand prompts take a second and a half without
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass
 class Finished:
-    """A run folder as it is after `run`. items: the manifest's entries by number. made: how many of them are new."""
+    """A run folder as it is after `run`. items: the manifest's entries by number, on the first of several processes; on
+    the others, of the pictures that they made. made: how many are new, by all processes."""
 
     folder: Path
     spec: RunSpec
@@ -57,6 +72,18 @@ class Finished:
         return sum(item["seconds"] for item in self.items.values()) / max(1, len(self.items))
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Who wants to know how a run goes on. begun(finished, of) before the first picture; picture(sample) after each of
+    this process is on the disk; reached(finished) now and then, of all processes; stop(): is this batch to be the last?
+    """
+
+    begun: Callable[[int, int], None] = lambda finished, of: None
+    picture: Callable[[Sample], None] = lambda sample: None
+    reached: Callable[[int], None] = lambda finished: None
+    stop: Callable[[], bool] = lambda: False
+
+
 def default_folder(spec: RunSpec) -> Path:
     """runs/<words of the first prompt>-<hash of the spec>: the same command finds the same folder."""
     words = re.sub(r"[^a-z0-9]+", "-", spec.pictures()[0][0].lower()).strip("-")[:40].strip("-")
@@ -70,36 +97,190 @@ def run(
     model: Loaded | None = None,
     watch: Watch | None = None,
     told: Callable[[Sample], None] | None = None,
-    begun: Callable[[int, int], None] | None = None,
+    listener: Listener | None = None,
 ) -> Finished:
     """Make the pictures of a spec that its folder does not hold yet. Calling it again resumes.
 
-    told(sample) after each picture is on the disk. begun(finished, of) before the first.
+    Under a launcher of several processes, every one of them calls it; an error of one ends all of them. told(sample)
+    after each picture of this process is on the disk, or a listener for more. KeyboardInterrupt when the listener said
+    stop. UsageError for what is wrong with the spec or the folder, and while another run works in it.
     """
-    from .models import open_model
-
+    listener = listener or Listener(picture=told or (lambda sample: None))
+    processes = Processes.found()
     folder = Path(spec.output) if spec.output else default_folder(spec)
-    pictures = spec.pictures()
-    refuse_other_run(folder, spec)
-    items = finished_items(folder, pictures)
-    if len(items) == len(pictures):
-        return Finished(folder, spec, items)
-    model = model or open_model(spec)
-    missing = [index for index in range(len(pictures)) if index not in items]
-    samples = generate(spec, model=model, only=missing, watch=watch)  # refuses what is wrong before anything is written
-    with threads(spec.threads):
-        now = {"revision": model.revision, "inputs": input_hashes(spec), **environment(model.key[2])}
-    with _nothing_if_refused(folder):
-        make_folder(folder)
-        said = _begin(folder, spec, now)
-        check_space(folder, len(missing) * _bytes_each(spec, model.pipe) + 1_000_000)
-        if begun:
-            begun(len(items), len(pictures))
-        for sample in samples:
-            items[sample.index] = _save(folder, sample, spec, now)
+    found = Found({})  # on the first process; the others need not know the entries
+
+    def look() -> tuple[RunSpec, bool]:
+        nonlocal found
+        known = as_begun(folder, spec)
+        refuse_other_run(folder, known)
+        found = look_at(folder, len(spec.pictures()))
+        return known, len(found.items) == len(spec.pictures())
+
+    known, complete = processes.by_first(look)
+    if complete:
+        return Finished(folder, known, found.items)
+    return _Run(folder, known, processes, listener, found).go(model, watch or Watch())
+
+
+@dataclass(frozen=True)
+class Found:
+    """Entries of finished pictures, and the stamp of the manifests in which they stood."""
+
+    items: dict[int, dict[str, Any]]
+    stamp: list[tuple[str, int, int]] | None = None
+
+
+def look_at(folder: Path, count: int) -> Found:
+    """What is there of so many pictures. Nothing is written, and nothing is locked."""
+    before = stamp(folder)
+    return Found(finished_items(folder, count), before)
+
+
+def as_begun(folder: Path, spec: RunSpec) -> RunSpec:
+    """The spec, with what `memory=auto` chose when the run was begun."""
+    if not spec.memory.auto or not (folder / RUN).is_file():
+        return spec
+    return spec.changed(memory=(_recorded(folder).get("spec", {}).get("memory") or {}) | {"auto": False})
+
+
+class _Run:
+    """One call of `run` with something to do, on one of its processes."""
+
+    def __init__(self, folder: Path, spec: RunSpec, processes: Processes, listener: Listener, found: Found):
+        self.folder, self.spec, self.processes, self.listener = folder, spec, processes, listener
+        self.count = len(spec.pictures())
+        self.seen, self.items = found, found.items
+        self.found = 0  # pictures that were there
+        self.notes: list[str] = []
+        self.log: RunLog | None = None  # of the first process
+        self.dealer: Dealer | None = None  # kept to the end: the first process serves the others
+
+    @property
+    def first(self) -> bool:
+        return self.processes.rank == 0
+
+    def go(self, model: Loaded | None, watch: Watch) -> Finished:
+        with ExitStack() as held:
+            missing = self.processes.by_first(lambda: self._take_over(held))
+            if missing:
+                self._work(model, watch, missing)
+            return Finished(self.folder, self.spec, self.items, len(missing), self.notes)
+
+    def _take_over(self, held: ExitStack) -> set[int]:
+        """Lock the folder, and see what is left to do; on the first process."""
+        held.enter_context(_nothing_if_refused(self.folder))
+        make_folder(self.folder)
+        held.enter_context(locked(self.folder))
+        refuse_other_run(self.folder, self.spec)
+        if stamp(self.folder) != self.seen.stamp:  # somebody was at work until now
+            self.items = finished_items(self.folder, self.count)
+        gather(self.folder, self.items)
+        return set(range(self.count)) - self.items.keys()
+
+    def _work(self, model: Loaded | None, watch: Watch, missing: set[int]) -> None:
+        self.found = self.count - len(missing)
+        try:
+            generation = self._opened(model, watch)
+            self._begin(generation, len(missing))
+            self._make(generation, missing)
+        except BaseException as error:
+            if self.log is not None:
+                self.log.ended(error)
+            raise
+        self._end()
+
+    def _opened(self, model: Loaded | None, watch: Watch) -> Generation:
+        """The model on every process; refuses what is wrong before anything is written."""
+        opened: list[Generation] = []
+
+        def make() -> dict[str, Any]:
+            if self.processes.world > 1 and ":" in self.spec.device:
+                raise UsageError(f"device {self.spec.device} is one for all processes; leave device auto")
+            own = Watch(watch.step, watch.preview if self.first else None, self._say)
+            opened.append(Generation(self.spec, model, own, self.spec.exact))
+            return opened[0].model.memory.changing
+
+        changing = self.processes.of_each(make)
+        if any(other != changing[0] for other in changing):
+            raise UsageError("memory=auto chose differently on each process; give the switches, such as "
+                             "--set memory.vae_tiling=true")  # fmt: skip
+        self.spec = self.spec.model_copy(update={"memory": opened[0].model.memory})
+        return opened[0]
+
+    def _say(self, note: str) -> None:
+        """A batch was made in another way than asked."""
+        self.notes.append(note)
+        if self.log is not None:
+            self.log.say("memory", note=note)
+
+    def _begin(self, generation: Generation, missing: int) -> None:
+        model = generation.model
+        with threads(self.spec.threads):
+            self.now = {"revision": model.revision, "inputs": input_hashes(self.spec), **environment(model.key[2])}
+        self.notes += self.processes.by_first(lambda: self._begin_folder(generation.pipe, missing))
+        self.processes.of_each(lambda: _refuse_unshared(self.folder, self.processes.rank))
+        self.listener.begun(self.found, self.count)
+
+    def _begin_folder(self, pipe: Any, missing: int) -> list[str]:
+        """On the first process. What should be said."""
+        resumed = (self.folder / RUN).is_file()
+        refuse_other_run(self.folder, self.spec)  # with what memory=auto has chosen meanwhile
+        said = _begin(self.folder, self.spec, self.now)
+        check_space(self.folder, missing * _bytes_each(self.spec, pipe) + 1_000_000)
+        self.log = RunLog(self.folder, self.count, self.found)
+        self.log.say("resumed" if resumed else "begin", processes=self.processes.world)
+        return said
+
+    def _make(self, generation: Generation, missing: Collection[int]) -> None:
+        dealer = self.dealer = Dealer(self.processes, generation.batches(missing))
+        try:
+            if self.listener.stop():  # while the model was loaded
+                raise KeyboardInterrupt
+            for number in dealer:
+                made = sum(self._save(portion) for portion in generation.portions(number, missing))
+                self._reached(dealer.made(made))
+            dealer.wait(self._reached)
+        except BaseException as error:
+            told = isinstance(error, OthersEnded) and self.listener.stop()  # all were told to stop, others did first
+            stopped = told or isinstance(error, KeyboardInterrupt)
+            dealer.fail("it was stopped" if stopped else told_in_short(error))
             if told:
-                told(sample)
-    return Finished(folder, spec, items, len(missing), said)
+                raise KeyboardInterrupt from None
+            raise
+
+    def _reached(self, pictures: int) -> None:
+        """So many new pictures of all processes are there. A batch is finished, or another process's is waited for."""
+        if self.log is not None:
+            self.log.progress(self.found + pictures)
+        self.listener.reached(self.found + pictures)
+        if self.listener.stop() and self.found + pictures < self.count:
+            raise KeyboardInterrupt
+
+    def _save(self, samples: list[Sample]) -> int:
+        """How many they were."""
+        self.items |= save(self.folder, self.processes.rank, samples, self.spec, self.now)
+        for sample in samples:
+            self.listener.picture(sample)
+        return len(samples)
+
+    def _end(self) -> None:
+        """Gather the manifests, and see that all is there."""
+        self.processes.of_each(lambda: None)  # every process has written its last line
+        self.processes.by_first(self._gather)
+        if self.log is not None:
+            self.log.finished = self.count
+            self.log.say("done")
+
+    def _gather(self) -> None:
+        if self.processes.world > 1:
+            self.items = finished_items(self.folder, self.count)
+            if len(self.items) < self.count:
+                raise UsageError(
+                    f"{self.count - len(self.items)} pictures of other processes are not in {self.folder}; is it on a "
+                    "disk that all of them share? The same command does what is left"
+                )
+            gather(self.folder, self.items)
 
 
 # -- beginning and resuming ----------------------------------------------------------------------------------
@@ -110,9 +291,10 @@ def refuse_other_run(folder: Path, spec: RunSpec) -> None:
     with disk_errors(folder):
         if not folder.exists():
             return
-        found = list(folder.iterdir())
+        found = [*folder.glob("*.[pP][nN][gG]"), *folder.glob(MANIFEST)] if not (folder / RUN).is_file() else []
+        next(folder.iterdir(), None)  # refuses a file
     if not (folder / RUN).is_file():
-        if any(path.suffix.lower() == ".png" or path.name == MANIFEST for path in found):
+        if found:
             raise UsageError(f"{folder} holds pictures but no {RUN}; choose another output")
         return
     differing = differing_fields(_recorded(folder).get("spec", {}), spec)
@@ -122,24 +304,33 @@ def refuse_other_run(folder: Path, spec: RunSpec) -> None:
         )
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
+def _recorded(folder: Path) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+        now = (folder / RUN).stat()
+        found = _parsed(folder / RUN, now.st_size, now.st_mtime_ns)
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not isinstance(found.get("spec", {}), dict):
         raise UsageError(f"{folder / RUN} cannot be read; choose another output, or delete that folder")
     return found
 
 
-def differing_fields(recorded: dict[str, Any], spec: RunSpec) -> list[str]:
+@functools.lru_cache(maxsize=1)
+def _parsed(path: Path, size: int, changed: int) -> Any:
+    """Parsed once while it stays as it is: with many prompts that takes its time."""
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe one
+
+
+def differing_fields(recorded: Mapping[str, Any], spec: RunSpec) -> list[str]:
     """`steps is 20 there and 25 here` for each field."""
-    said = []
-    for key, here in spec.identity().items():
-        there = recorded.get(key, RunSpec.model_fields[key].default)
-        if there != here:
-            said.append(f"{key} is {_short(there)} there and {_short(here)} here")
-    return said
+    usual = {key: field.default for key, field in RunSpec.model_fields.items() if key != "memory"}
+    there, here = usual | identity_of(recorded), spec.identity()
+    names = [*here, *(key for key in there if key.startswith("memory.") and key not in here)]
+    return [
+        f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here"
+        for key in names
+        if there.get(key) != here.get(key)
+    ]
 
 
 def _short(value: Any) -> str:
@@ -155,8 +346,9 @@ def _nothing_if_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not resumed and not any(folder.glob("*.png")):
-            (folder / RUN).unlink(missing_ok=True)
+        if not resumed and not any(folder.glob("*.png")) and not (folder / LOCK).exists():  # another run is at work
+            for name in (RUN, LOG):
+                (folder / name).unlink(missing_ok=True)
             if not existed:
                 with suppress(OSError):  # somebody else has put something there
                     folder.rmdir()
@@ -180,36 +372,15 @@ def _begin(folder: Path, spec: RunSpec, now: dict[str, Any]) -> list[str]:
             if said
             else []
         )
-    text = yaml.safe_dump({"spec": spec.plain(), **now}, sort_keys=False, allow_unicode=True, width=110)
-    write_text(folder / RUN, text)
+    head = {"spec": spec.plain(), **now}
+    write_text(folder / RUN, yaml.dump(head, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
     return []
 
 
-def finished_items(folder: Path, pictures: list[Any]) -> dict[int, dict[str, Any]]:
-    """Entries of the manifest whose picture is really there, unchanged. A line cut off by a kill is passed over."""
-    items = {}
-    manifest = folder / MANIFEST
-    for line in manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []:
-        try:
-            item = json.loads(line)
-            index, path = item["index"], folder / Path(item["file"]).name
-            if index < len(pictures) and path.stat().st_size == item["bytes"] and hash_of(path) == item["sha256"]:
-                items[index] = item
-        except (ValueError, KeyError, TypeError, OSError):
-            continue
-    _mend_last_line(manifest)
-    return items
-
-
-def _mend_last_line(manifest: Path) -> None:
-    """A kill may leave half a line; end it, so that the next one starts fresh."""
-    if manifest.is_file() and (held := manifest.read_bytes()) and not held.endswith(b"\n"):
-        with disk_errors(manifest.parent), manifest.open("ab") as file:
-            file.write(b"\n")
-
-
-def hash_of(path: Path | str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _refuse_unshared(folder: Path, rank: int) -> None:
+    """Every process must see what the first one wrote."""
+    if not (folder / RUN).is_file():
+        raise UsageError(f"process {rank} does not see {folder.absolute()}; choose an output on a disk that all share")
 
 
 def input_hashes(spec: RunSpec) -> dict[str, str]:
@@ -218,37 +389,7 @@ def input_hashes(spec: RunSpec) -> dict[str, str]:
     return {name: hash_of(Path(path).expanduser()) for name, path in named.items() if path and Path(path).is_file()}
 
 
-# -- one picture ---------------------------------------------------------------------------------------------
-
-
 def _bytes_each(spec: RunSpec, pipe: Any) -> int:
     """A PNG is at most a little larger than its pixels."""
-    default = getattr(pipe, "default_sample_size", None) or 64
-    side = default * (getattr(pipe, "vae_scale_factor", None) or 8) if isinstance(default, int) else 1024
+    side = side_of(pipe)
     return 3 * (spec.width or side) * (spec.height or side) + 16_384
-
-
-def _save(folder: Path, sample: Sample, spec: RunSpec, now: dict[str, Any]) -> dict[str, Any]:
-    path = folder / f"{sample.index:06d}.png"
-    save_png(path, sample, spec, now)
-    item = {
-        "index": sample.index,
-        "file": path.name,
-        "seed": sample.seed,
-        "prompt": sample.prompt,
-        "bytes": path.stat().st_size,
-        "sha256": hash_of(path),
-        "evaluations": sample.evaluations,
-        "batch": asdict(sample.batch),
-        "seconds": round(sample.seconds, 4),
-    }
-    with disk_errors(folder):
-        append_line(folder / MANIFEST, json.dumps(item))
-    return item
-
-
-def save_png(path: Path, sample: Sample, spec: RunSpec, now: dict[str, Any]) -> None:
-    """The picture with its record, whole or not at all."""
-    info = png_info(record_of(sample, spec, now), sample.image.size)
-    with disk_errors(path.parent), whole(path) as part:
-        sample.image.save(part, format="PNG", pnginfo=info)

@@ -32,6 +32,8 @@ def notes(spec: RunSpec) -> list[str]:
         said.append("lora_scale has no effect without lora")
     if spec.lora and spec.lora_scale == 0:
         said.append("the LoRA has no effect at lora_scale 0")
+    if spec.memory.offload != "none" and spec.device == "cpu":
+        said.append("memory.offload has no effect on the cpu: there is no other memory to wait in")
     if spec.rows_per_call and not spec.exact:
         said.append("rows_per_call has no effect without exact")
     return said

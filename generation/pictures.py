@@ -1,4 +1,8 @@
-"""generate: from a spec to pictures, one by one. Files are optional; `folder.run` writes them."""
+"""generate: from a spec to pictures, one by one. Files are optional; `folder.run` writes them.
+
+A batch that does not fit into memory is made in halves, and so are those after it. That changes the last bits of its
+pictures, as any other number of rows does, and each says so; in exact mode, where it must not, the run ends.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +47,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who wants to know. step(done, of) after each step of a batch; preview(pictures) every `every` steps."""
+    """Who wants to know. step(done, of) after each step of a batch; preview(pictures) every `every` steps; said(note)
+    when something was done in another way than asked."""
 
     step: Callable[[int, int], None] | None = None
     preview: Callable[[list[Image.Image]], None] | None = None
+    said: Callable[[str], None] | None = None
 
 
 def generate(
@@ -71,18 +77,19 @@ class Generation:
     def __init__(self, spec: RunSpec, model: Loaded | None, watch: Watch, fill: bool):
         from ..guidance.grammar import parse
         from ..guidance.pipelines import adapter_of
-        from .models import key_of, open_model
+        from .models import open_model
         from .scheduling import scheduler_for
         from .teleporting import Teleport
 
         self.spec, self.watch, self.fill = spec, watch, fill
         self.wanted = list(enumerate(spec.pictures()))
+        self.most = spec.batch_size  # pictures that are made together; fewer once they did not fit
         self.inputs = pictures_of(spec)
         self.rule = parse(spec.guidance)
         self.model = model or open_model(spec)
-        if self.model.key != key_of(spec):
+        if not self.model.fits(spec):
             raise UsageError(
-                "this pipeline was loaded for another model, dtype, device, task or LoRA than the spec names"
+                "this pipeline was loaded for another model, dtype, device, task, LoRA or memory than the spec names"
             )
         self.pipe = self.model.pipe
         self.adapter = adapter_of(self.pipe)
@@ -93,14 +100,61 @@ class Generation:
         self._attached([0]).__enter__().__exit__(None, None, None)  # refuses what cannot work, before anything is made
 
     def pictures(self, only: Collection[int] | None) -> Iterator[Sample]:
-        size = self.spec.batch_size
-        for start in range(0, len(self.wanted), size):
-            part = self.wanted[start : start + size]
-            if only is None or any(index in only for index, _ in part):
-                yield from (s for s in self._batch(part) if only is None or s.index in only)
+        wanted = None if only is None else set(only)
+        for batch in self.batches(wanted):
+            for portion in self.portions(batch, wanted):
+                yield from portion
 
-    def _batch(self, part: list[tuple[int, tuple[str, Seed]]]) -> list[Sample]:
-        padded = part + part[-1:] * (self.spec.batch_size - len(part) if self.fill else 0)
+    def batches(self, only: Collection[int] | None = None) -> list[int]:
+        """The numbers of the batches that hold pictures wanted."""
+        size = self.spec.batch_size
+        if only is None:
+            return list(range(-(-len(self.wanted) // size)))
+        return sorted({index // size for index in only})
+
+    def portions(self, number: int, only: Collection[int] | None = None) -> Iterator[list[Sample]]:
+        """The pictures wanted of a batch, as they are made together: all at once, or as many as fit into memory."""
+        part = self.wanted[number * self.spec.batch_size : (number + 1) * self.spec.batch_size]
+        done = 0
+        while done < len(part):
+            portion = part[done : done + self.most]
+            if only is None or any(index in only for index, _ in portion):
+                made = self._fitting(portion)
+                if made is None:
+                    continue  # with fewer
+                yield [sample for sample in made if only is None or sample.index in only]
+            done += len(portion)
+
+    def _fitting(self, part: list[tuple[int, tuple[str, Seed]]]) -> list[Sample] | None:
+        """None when it did not fit; fewer are made from now on."""
+        try:
+            return self._made(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory()  # only here: the exception held what the call had made
+        self._take_fewer(min(self.most, len(part)))
+        return None
+
+    def _take_fewer(self, tried: int) -> None:
+        if self.spec.exact:
+            raise UsageError(
+                f"out of memory with {self.spec.batch_size} pictures in a batch, and exact mode cannot halve it: their "
+                "bits would change; choose a smaller batch_size in another folder, or --memory auto"
+            )
+        if tried == 1:
+            raise UsageError(
+                "out of memory with a single picture; give --memory auto, dtype float16, or a smaller width and height"
+            )
+        self.most = tried // 2
+        if self.watch.said:
+            self.watch.said(
+                f"out of memory with {tried} pictures in a batch, so that {self.most} are made together from now on; "
+                "they may differ from those of a whole batch in their last digits"
+            )
+
+    def _made(self, part: list[tuple[int, tuple[str, Seed]]]) -> list[Sample]:
+        padded = part + part[-1:] * (min(self.spec.batch_size, self.most) - len(part) if self.fill else 0)
         prompts, seeds = zip(*(what for _, what in padded), strict=True)
         self.pipe.scheduler = self.scheduler
         begun = perf_counter()
@@ -156,3 +210,25 @@ class Generation:
             return tensors
 
         return arguments | {"callback_on_step_end": after_step}
+
+
+_CPU = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of the computer's own
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device, or of the computer."""
+    import torch
+
+    said = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(what in said for what in _CPU)
+
+
+def release_memory() -> None:
+    """What a failed call has left goes back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

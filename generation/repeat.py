@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..storage import make_folder
 from .environment import differences, environment, threads
-from .folder import input_hashes, save_png
+from .folder import input_hashes
 from .metadata import Record, read_png
 from .models import device_named, open_model
 from .pictures import Sample, generate
+from .saving import save_png
 from .spec import RunSpec
 
 if TYPE_CHECKING:
@@ -31,12 +32,19 @@ class Rerun:
     notes: list[str] = field(default_factory=list)
 
 
-def rerun(path: str | Path, changes: Mapping[str, Any] | None = None, output: str | Path | None = None) -> Rerun:
+def rerun(
+    path: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    trust: bool = False,
+) -> Rerun:
     """Make the picture of a PNG again, with its rows per call, threads, dtype and device, and compare the pixels.
 
     changes: settings to change, for a variation. output: the new file; beside the old one as NAME-rerun.png without it.
+    trust: open the folders and files that the picture names. Without it a picture that names any is refused: a stranger
+    may have written it. Nothing is downloaded unless `changes` allow it.
     """
-    record, before = read_png(path)
+    record, before = read_png(path, trust, changes or ())
     spec = spec_of(record, changes or {})
     said = _device_notes(spec, record)
     spec = spec if not said else spec.changed(device="auto")
@@ -85,7 +93,7 @@ def mismatches(record: Record, now: Mapping[str, Any]) -> list[str]:
         )
     for name, then in record.run.get("inputs", {}).items():
         if now["inputs"].get(name) != then:
-            said.append(f"the input {name} has changed")
+            said.append(f"the input {name!r} has changed")
     return said
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError
 
 Seed = int | str
-_PIECE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)|:(?P<repeat>\d+))?")
+_PIECE = re.compile(r"(?P<first>\d{1,300})(?:-(?P<last>\d{1,300})|:(?P<repeat>\d{1,300}))?")
 _MOST = 10_000_000  # a slip such as 0-99999999999 should not fill the memory
 
 

@@ -7,8 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
+from ..documents import Unreadable, plain_yaml
 from ..errors import UsageError, nearest
 from .spec import read_yaml, with_settings
 
@@ -48,8 +47,8 @@ def read_set(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise UsageError(f"cannot read --set {line!r}; write --set steps=30 or --set call.max_sequence_length=256")
         try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            settings[key.strip()] = plain_yaml(value)
+        except Unreadable:
             settings[key.strip()] = value
     return settings
 

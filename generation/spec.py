@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..documents import Unreadable, plain_yaml
 from ..errors import UsageError, nearest
 from .memory import CHANGING, Memory, as_memory
 from .recommended import recommended
@@ -115,7 +116,7 @@ class RunSpec(BaseModel):
     preview_every: int = Field(0, ge=0, description="write preview.png every so many steps; 0 never")
     allow_download: bool = False
 
-    def __init__(self, **settings: Any):
+    def __init__(self, /, **settings: Any):
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -211,15 +212,15 @@ def with_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file; a run.yaml gives those of its run. Nothing is executed."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no settings file {path}") from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder; give a YAML file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {_reason(error)}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    except Unreadable as error:
+        raise UsageError(f"{path} is no YAML that can be used: {error}") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path} holds no settings; write lines such as steps: 25")
     return found["spec"] if isinstance(found.get("spec"), dict) else found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,7 @@ def _is_number(value: Any, default: Any) -> bool:
     """A finite number; an infinite one where that is the default."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return math.isfinite(value) or (value == default and not math.isnan(value))
+    return abs(value) <= sys.float_info.max or (value == default and not math.isnan(value))
 
 
 def _example(default: Any) -> Any:

@@ -25,7 +25,8 @@ class Guided:
 
     networks: denoisers by name; "main" answers the named conditions, any other name is a branch that gets the "cond"
     condition. conditions: trees of tensors (B, ...), or (1, ...) shared by all rows.
-    decode: denoised -> pictures (B, 3, H, W) in [0, 1], for rules that look at pictures.
+    decode: denoised -> pictures (B, 3, H, W) in [0, 1], for rules that look at pictures. prompts: the texts of "cond",
+    one a row, for rules that read them.
     The run's record (evaluations, steps) starts anew with each run.
     """
 
@@ -35,11 +36,13 @@ class Guided:
         rule: Rule,
         conditions: Mapping[str, Any] | None = None,
         decode: Any = None,
+        prompts: Sequence[str] | None = None,
     ):
         self.networks: dict[str, Any] = dict(networks) if isinstance(networks, Mapping) else {"main": networks}
         if "main" not in self.networks:
             raise UsageError('Guided needs a network called "main": Guided({"main": net}, rule, conditions=...)')
         self.rule, self.decode = rule, decode
+        self.prompts = None if prompts is None else tuple(prompts)
         self.conditions: dict[str, Any] = {"cond": None, **(conditions or {})}
         self.schedule = self.networks["main"].schedule
         self.record = RunRecord()
@@ -55,7 +58,9 @@ class Guided:
     def __call__(self, x: Tensor, level: Level, condition: Any = None) -> Prediction:
         """One evaluation outside a run: no memory, and a step that ends at clean data."""
         x, clean = working_precision(x), self.schedule.clean
-        ctx = Context(x, level, level, clean, 0, 1, 0, self.schedule, {}, decode=self.decode)
+        ctx = Context(
+            x, level, level, clean, 0, 1, 0, self.schedule, {}, decode=self.decode, prompts=lambda: self.prompts
+        )
         return self._answer(ctx, condition)
 
     def guide(self, state: State, condition: Any = None) -> tuple[Prediction, Memory]:
@@ -83,6 +88,7 @@ class Guided:
             self.schedule,
             memory.later,
             decode=self.decode,
+            prompts=lambda: self.prompts,
         )
         return self.rule.after(ctx, state.x)
 
@@ -99,6 +105,7 @@ class Guided:
             memory.seen_at(state.stage),
             record=self.record.open_step(state.step, state.level.rho) if state.stage == 0 else {},
             decode=self.decode,
+            prompts=lambda: self.prompts,
         )
 
     def _answer(self, ctx: Context, condition: Any) -> Prediction:

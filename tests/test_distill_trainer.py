@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from distill_learners import FLOW, ToyLearner, toy_roles
+from distill_learners import context as learner_context
 from PIL import Image
 from torch import Tensor
 
@@ -226,6 +227,35 @@ def test_a_student_that_is_told_its_scale_draws_at_the_one_that_it_was_looked_at
         want = opened.roles.student.decode(latents).clamp(0, 1)[0]
     got = torch.frombuffer(bytearray(sample.image.tobytes()), dtype=torch.uint8).reshape(32, 32, 3).permute(2, 0, 1)
     assert float((got / 255 - want).abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("guidance", "kind"),
+    [("apg:scale=3", "lora"), ("autoguidance:scale=2", "all"), ("pag:weight=2", "lora"), ("cfg:scale=3 + rescale", "all"),
+     ("cfg:scale=4 + interval:high=5", "lora"), ("cfg++:lam=0.6", "all"), ("classifier", "all")],
+)  # fmt: skip
+def test_any_rule_guides_the_teacher(guidance: str, kind: str) -> None:
+    """The student's gradient is another one than with the teacher as it is."""
+    grads = []
+    for rule in (guidance, "none"):
+        settings = EMBEDDED | {"method": "vsd:strata=2", "guidance": rule, "train": kind}
+        opened = open_run(made := spec(Path("nowhere"), **settings))
+        ctx = learner_context(opened.roles, made.guidance, 2, prompts=("a red ring on navy", "two blue stars"))
+        (part,) = opened.method.student(ctx, ctx.deal(0))  # type: ignore[attr-defined]
+        grads.append(torch.autograd.grad(part.loss, opened.roles.student.parameters, allow_unused=True))
+    pairs = [(a, b) for a, b in zip(*grads, strict=True) if a is not None and b is not None]
+    assert pairs and all(bool(a.isfinite().all()) for a, _ in pairs)
+    assert not all(torch.allclose(a, b) for a, b in pairs)
+
+
+def test_a_student_takes_negative_prompts_by_attention(tmp_path: Path) -> None:
+    """NASA: one evaluation still, and another picture."""
+    train(spec(tmp_path / "run", **EMBEDDED))
+    told = pilotage.RunSpec(prompts=["a red ring on navy"], seeds=[0], model=str(tmp_path / "run"), device="cpu")
+    lines = {"none": "none", "nasa": "nasa:weight=0.5,branch=prompt:a_blue_star_on_sand"}
+    drawn = {name: next(iter(pilotage.generate(told.changed(guidance=line)))) for name, line in lines.items()}
+    assert [sum(sample.evaluations.values()) for sample in drawn.values()] == [1, 1]
+    assert drawn["none"].image.tobytes() != drawn["nasa"].image.tobytes()
 
 
 def test_adapters_share_one_network_and_the_teacher_is_that_without_any() -> None:

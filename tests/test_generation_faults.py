@@ -88,18 +88,22 @@ def until(happened, limit=30):
         assert time.monotonic() - begun < limit
         time.sleep(0.005)
 
-def killed_again_and_again(seed):
+def killed_again_and_again(seed):  # each time after up to three more pictures and a moment
     spec = RunSpec(**settings | {"output": f"{out}/killed", "batch_size": 1, "seeds": "0-9"})
-    chance, kills = random.Random(seed), 0
+    chance, kills, manifest = random.Random(seed), 0, f"{out}/killed/manifest.jsonl"
+    lines = lambda: open(manifest, "rb").read().count(b"\\n") if os.path.exists(manifest) else 0
+    Generation._made = lambda generation, part: (time.sleep(0.02), real(generation, part))[1]
     while True:
+        wanted = lines() + chance.randint(0, 3)
         child = forked(lambda: folder.run(spec, model=model) and 0)
-        time.sleep(chance.uniform(0.01, 0.25))
+        while lines() < wanted and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         if code_of(child) == 0:
-            return kills, 0
+            Generation._made = real
+            return kills
         kills += 1
-        if kills == 12:  # let it end
-            return kills, code_of(forked(lambda: folder.run(spec, model=model) and 0))
 
 def signalled(name, *signals):
     Generation._made = slow
@@ -166,7 +170,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(
     hostile: tuple[Path, dict[str, Any]], model: Loaded, tmp_path: Path
 ) -> None:
     out, said = hostile
-    assert said["kills"][0] >= 5 and said["kills"][1] == 0
+    assert said["kills"] >= 3, "of twenty pictures, each kill lets six go by at the most"
     run(tiny_spec(output=str(tmp_path / "calm"), batch_size=1, seeds="0-9"), model=model)
     assert held(out / "killed") == held(tmp_path / "calm") and len(held(out / "killed")) == 20
     assert sorted(set(indices(out / "killed"))) == list(range(20))

@@ -94,7 +94,8 @@ TOKENS = (
     "spec", ": ", "- ", "\n", "  ", "{", "}", "[", "]", ",", "&a ", "*a", "<<: *a",
     "!!python/object/apply:os.system [touch here]", "!!python/name:os.system", "!!int ",
     "!!float ", "!!bool ", "!!set ",
-    "!!timestamp ", "!!binary ", "!!omap ", "!!null ", "!x ", "? ", "| ", "> ", "'", '"', "%YAML 9.9\n", "---\n", "...\n",
+    "!!timestamp ", "!!binary ", "!!omap ", "!!null ", "!x ", "? ", "| ",
+    "> ", "'", '"', "%YAML 9.9\n", "---\n", "...\n",
     "\t", "\0", "\ufeff", "\x85", "0x" + "f" * 5000, "9" * 5000, "1:1:1:1",
     "1e999", ".nan", "2020-01-01", "yes", "=", "~", "#",
 )  # fmt: skip
@@ -117,10 +118,10 @@ BOMBS = {
     "itself in a table": "call: &a {x: *a}",
     "brackets": "prompts: " + "[" * 20_000, "closed brackets": "call: " + "{a: " * 20_000 + "1" + "}" * 20_000,
     "dashes": "prompts: " + "\n" + "- " * 2_000 + "x",
-    "number": "steps: " + "9" * 100_000, "hex": "steps: 0x" + "f" * 10**6,
+    "number": "steps: " + "9" * 100_000, "hex": "steps: 0x" + "f" * 10**5,
     "sexagesimal": "steps: 1" + ":59" * 20_000,
     "float": "strength: " + "9" * 10**5 + ".0", "seeds": "seeds: 0-99999999999999",
-    "flat": "prompts: [" + "x," * 10_000 + "x]\nsteps: x", "key": "a" * 10**6 + ": 1", "questions": "? " * 5000,
+    "flat": "prompts: [" + "x," * 10_000 + "x]\nsteps: x", "key": "a" * 10**5 + ": 1", "questions": "? " * 5000,
     "anchors": "&a " * 5000, "tags": "!a " * 5000, "percent": "%" * 10**5, "quotes": "'" * 10**5, "tabs": "\t" * 10**5,
 }  # fmt: skip
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..documents import plain_yaml
 from ..errors import UsageError
 from ..generation.environment import versions
-from ..storage import append_line, disk_errors, make_folder, whole, write_text
+from ..generation.lock import LOCK
+from ..storage import PART, append_line, disk_errors, make_folder, whole, write_text
 from .spec import TrainingSpec
 
 RUN, LOG, SHEETS, CHECKPOINTS, GOOD = "run.yaml", "log.jsonl", "sheets", "checkpoints", "good.safetensors"
@@ -34,7 +35,8 @@ def refuse_other_run(folder: Path, spec: TrainingSpec) -> None:
     """A folder holds one run: refuse another spec, and a folder that is in use for something else. A run without an
     update, such as one whose settings were refused on the way, gives its folder to the next."""
     with disk_errors(folder):
-        held = [path.name for path in folder.iterdir()] if folder.exists() else []
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    held = [name for name in names if name != LOCK and not name.endswith(PART)]  # what a kill leaves
     if RUN not in held:
         if held:
             raise UsageError(f"{folder} is not empty and holds no training run; choose another output")
@@ -72,13 +74,15 @@ def begin(folder: Path, spec: TrainingSpec) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Its lines; half a line that a kill left is passed over."""
+    """Its lines; half a line that a kill left, and what is no line of ours, is passed over."""
     path, found = folder / LOG, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(entry, dict) and type(entry.get("update")) is int:
+            found.append(entry)
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch import nn
 
 from ..errors import UsageError
 from ..evaluation.processes import Processes, leave_at_exit
+from ..generation.lock import locked
 from ..generation.models import device_named
-from ..storage import make_folder
+from ..storage import disk_errors, make_folder
 from . import checkpoint, run_folder
 from .guardrails import Guard, Notice
 from .look import Look, shown
@@ -143,8 +144,22 @@ class Run(ABC):
         return next(iter(self.steppers.values()))
 
     def go(self) -> Trained:
-        started = self._resume()
-        if not self._finished():
+        made = 0 if self._finished() else self._go_on()
+        return Trained(self.folder, self.spec, self.update, self.result, self.looks["before"], self.looks["after"],
+                       self.stopped, list(self.notices), made)  # fmt: skip
+
+    def _finished(self) -> bool:
+        """Then nothing is written, not even a lock."""
+        if not (self.result / CARD).is_file():
+            return False
+        self._resume()
+        return bool(self.stopped) or self.update >= self.spec.updates
+
+    def _go_on(self) -> int:
+        """To the end, alone in the folder. How many updates were made."""
+        with ExitStack() as held:
+            self.processes.by_first(lambda: self._take_over(held))
+            started = self._resume()
             self._begin()
             self.prepare()
             if not self.looks:
@@ -152,12 +167,11 @@ class Run(ABC):
             while self.update < self.spec.updates and not self.stopped:
                 self._one()
             self._end()
-        return Trained(self.folder, self.spec, self.update, self.result, self.looks["before"], self.looks["after"],
-                       self.stopped, list(self.notices), self.update - started)  # fmt: skip
+            return self.update - started
 
-    def _finished(self) -> bool:
-        done = bool(self.stopped) or self.update >= self.spec.updates
-        return done and (self.result / CARD).is_file()
+    def _take_over(self, held: ExitStack) -> None:
+        make_folder(self.folder)
+        held.enter_context(locked(self.folder))
 
     def _begin(self) -> None:
         if self._first:
@@ -208,7 +222,7 @@ class Run(ABC):
             self._sheet(look)
         self._keep()
         if self._first:
-            with self.stepper.averaged():
+            with self.stepper.averaged(), disk_errors(self.result):
                 self.write_result()
         self._page()
         if self.spec.tracker:

@@ -172,7 +172,7 @@ class DistributionMatching(DistillMethod):
                 logits[group.rows.start : group.rows.stop] = self.logits(ctx, some.prompts, x, group.level)
         h, numbers = self.ratio(ctx, pictures, logits)
         ctx.log(**numbers, pull=float(found.square().mean().sqrt()))
-        return found * h.reshape(-1, *[1] * (clean.dim() - 1)).to(found)
+        return (found * h.reshape(-1, *[1] * (clean.dim() - 1)).to(found)).detach()  # rules may have kept a graph
 
     def weighted(self, clean: Tensor, real: Prediction, fake: Prediction) -> Tensor:
         if self.weighting == NOISE:

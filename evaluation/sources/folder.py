@@ -76,4 +76,6 @@ def listed(folder: Path) -> Listing:
             raise UsageError(f"{shown(folder / name)} is larger than {SIDECAR_BYTES} bytes; split the folder")
         return content
 
-    return Listing(shown(folder), sorted(names), read, lambda name: shown(folder / name))
+    return Listing(
+        shown(folder), sorted(names), read, lambda name: shown(folder / name), lambda name: (folder / name).is_file()
+    )

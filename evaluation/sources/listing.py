@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from ...errors import UsageError
 from .names import EXTENSIONS, is_picture, shown, why
 
 MANIFEST, CAPTIONS, PROMPTS, LABELS = "manifest.jsonl", "captions.csv", "prompts.txt", "dataset.json"
+MANIFESTS = re.compile(r"manifest(-\d+)?\.jsonl")  # of one process, or of several that are still at work
 MISSING = "pictures of the manifest are missing"
 
 
@@ -20,13 +22,15 @@ MISSING = "pictures of the manifest are missing"
 class Listing:
     """All files of a place: POSIX names from its top on, sorted.
 
-    read(name): the bytes of a small file. called(name): what errors call a file.
+    read(name): the bytes of a small file. called(name): what errors call a file. appeared(name): is it there by now,
+    in a folder that grows?
     """
 
     place: str
     names: Sequence[str]
     read: Callable[[str], bytes]
     called: Callable[[str], str]
+    appeared: Callable[[str], bool] = lambda name: False
 
     def pictures(self) -> tuple[list[str], int]:
         """The pictures, and how many have gone; of run folders of ours, those in their manifests only.
@@ -76,10 +80,10 @@ class Listing:
         there = set(self.names)
         found: set[str] = set()
         missing = 0
-        for manifest in (name for name in self.names if PurePosixPath(name).name == MANIFEST):
-            for number, line in enumerate(self._lines(manifest), 1):
+        for manifest in (name for name in self.names if MANIFESTS.fullmatch(PurePosixPath(name).name)):
+            for number, line in enumerate(self._whole_lines(manifest), 1):
                 file = _folder_of(manifest) + self._named(manifest, number, line)
-                if file in there:
+                if file in there or self.appeared(file):
                     found.add(file)
                 else:
                     missing += 1
@@ -119,6 +123,11 @@ class Listing:
     def _lines(self, name: str) -> list[str]:
         return [line for line in self._text(name).splitlines() if line.strip()]
 
+    def _whole_lines(self, manifest: str) -> list[str]:
+        """Without half a line at the end: one that is being written, or that a kill cut off."""
+        lines = self._lines(manifest)
+        return lines[:-1] if len(lines) > 1 and not _is_json(lines[-1]) else lines
+
     def _text(self, name: str) -> str:
         try:
             return self.read(name).decode("utf-8")
@@ -129,6 +138,14 @@ class Listing:
 def _folder_of(name: str) -> str:
     """ "a/b.csv" -> "a/", "b.csv" -> "" """
     return name[: name.rfind("/") + 1]
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _class(label: Any) -> int:

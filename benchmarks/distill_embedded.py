@@ -49,19 +49,20 @@ SHARED: dict[str, Any] = {
     "threads": 1,
     "device": "cpu",
 }
-METHODS = {
-    **{name: f"f-distill:divergence={name},critic_steps=1,strata=4" for name in
-       ("jensen-shannon", "forward-kl", "reverse-kl")},
-    "pg-sb": "pg-sb:strata=4",
-    "swiftbrush": "swiftbrush:strata=4",
-}  # fmt: skip
+F_DISTILL = "f-distill:divergence={},critic_steps=1,strata=4"
+DIVERGENCES = ("jensen-shannon", "forward-kl", "reverse-kl")
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"method": F_DISTILL.format(name)} for name in DIVERGENCES},
+    "regressed": {"method": F_DISTILL.format("jensen-shannon") + ",regression=0.25", "data": "teacher:2000"},
+    "ucgm-t": {"method": "ucgm-t:steps=2,strata=4"},
+}
 SEEDS = (1, 2, 3)
 
 
 def spec_of(name: str) -> distill.DistillSpec:
     """name: of a method and a seed, "forward-kl-2"."""
     method, _, seed = name.rpartition("-")
-    return distill.DistillSpec(**SHARED, method=METHODS[method], seed=int(seed), output=str(RUNS / name))
+    return distill.DistillSpec(**SHARED | METHODS[method], seed=int(seed), output=str(RUNS / name))
 
 
 class Measure:
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"a method and a seed: {', '.join(METHODS)} with -1 to -3")
     parser.add_argument("--train-only", action="store_true", help="leave the measurement to a later call")
     given = parser.parse_args()
-    names = given.names or [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
+    names = given.names or [*(f"{m}-{s}" for s in SEEDS for m in DIVERGENCES), "regressed-1", "ucgm-t-1"]
     if given.train_only:
         for name in names:
             distill.train(spec_of(name), told=lambda entry, name=name: print(name, json.dumps(entry)[:150], flush=True))

@@ -231,9 +231,16 @@ def test_a_student_that_is_told_its_scale_draws_at_the_one_that_it_was_looked_at
 
 @pytest.mark.parametrize(
     ("guidance", "kind"),
-    [("apg:scale=3", "lora"), ("autoguidance:scale=2", "all"), ("pag:weight=2", "lora"), ("cfg:scale=3 + rescale", "all"),
-     ("cfg:scale=4 + interval:high=5", "lora"), ("cfg++:lam=0.6", "all"), ("classifier", "all")],
-)  # fmt: skip
+    [
+        ("apg:scale=3", "lora"),
+        ("autoguidance:scale=2", "all"),
+        ("pag:weight=2", "lora"),
+        ("cfg:scale=3 + rescale", "all"),
+        ("cfg:scale=4 + interval:high=5", "lora"),
+        ("cfg++:lam=0.6", "all"),
+        ("classifier", "all"),
+    ],
+)
 def test_any_rule_guides_the_teacher(guidance: str, kind: str) -> None:
     """The student's gradient is another one than with the teacher as it is."""
     grads = []

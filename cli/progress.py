@@ -108,6 +108,7 @@ class UpdateProgress:
 
     def __init__(self, updates: int):
         self.bar, self.updates, self.last = _bar(), updates, ""
+        self.preparing: dict[str, Any] = {}  # bars of what is made before the first update
         self.task: Any = None
 
     def __enter__(self) -> Self:
@@ -125,7 +126,10 @@ class UpdateProgress:
             self._print(f"memory: {line}")
 
     def update(self, entry: dict[str, Any]) -> None:
-        """A line of the log."""
+        """A line of the log, or how far what it needs has been made."""
+        if "preparing" in entry:
+            self._prepare(entry["preparing"], entry["done"], entry["of"])
+            return
         if self.task is None:
             self.task = self.bar.add_task("training", total=self.updates)
         shown = next((name for name in ("reward", "loss") if name in entry), None)
@@ -142,6 +146,11 @@ class UpdateProgress:
             self._print(f"after {entry['update']} updates, held out: {', '.join(told)}")
         for notice in entry.get("notices", []):
             self._print(f"note: {notice}")
+
+    def _prepare(self, what: str, done: int, of: int) -> None:
+        if what not in self.preparing:
+            self.preparing[what] = self.bar.add_task(f"making {what}", total=of)
+        self.bar.update(self.preparing[what], completed=done)
 
     def _print(self, text: str) -> None:
         """Above the bar, or as a line where nobody looks at one."""

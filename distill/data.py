@@ -8,7 +8,6 @@ with file_name and text, or a .txt of the picture's name beside it).
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..documents import plain_json
 from ..errors import UsageError
 from ..evaluation.processes import Processes
 from ..evaluation.sources.decode import FORMATS
@@ -32,7 +32,7 @@ from ..training.learner import Learner
 from ..training.update import Sampling
 
 SHARD = 128  # items of a file
-_SOURCE = re.compile(r"(teacher|embedded:(?:train|test|heldout)):([1-9]\d*)")
+_SOURCE = re.compile(r"(teacher|embedded:(?:train|test|heldout)):([1-9]\d{0,6})")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Make = Callable[[list[int]], Tensor]  # numbers of items -> clean latents
@@ -102,7 +102,7 @@ def _captions(folder: Path) -> dict[str, str]:
     listed = folder / "metadata.jsonl"
     try:
         if listed.is_file():
-            lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [plain_json(line) for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
             found = {str(line["file_name"]): str(line["text"]) for line in lines}
         else:
             named = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES]
@@ -110,12 +110,23 @@ def _captions(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"cannot read the captions of {folder}: {error}; give metadata.jsonl with file_name and text, "
                          "or a .txt beside each picture") from None  # fmt: skip
-    astray = next((name for name in found if not (folder / name).resolve().is_relative_to(folder.resolve())), None)
+    read = [
+        file for name in found for file in (name, Path(name).with_suffix(".txt").name)[: 1 + (not listed.is_file())]
+    ]
+    astray = next((file for file in read if not _inside(folder, file)), None)
     if astray is not None:
-        raise UsageError(f"{listed} names {astray}, which lies outside of its folder")
+        raise UsageError(f"{astray} in the captions of {folder} lies outside of that folder; copy it there")
     if not found:
         raise UsageError(f"{folder} holds no pictures with captions")
     return found
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Also of a link: what it leads to."""
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or links in a circle
+        return False
 
 
 def _fitted(path: Path, side: int) -> Any:
@@ -155,6 +166,7 @@ class Latents:
         """Whatever is missing. told: how many items are there, of how many."""
         make_folder(self.folder)
         shards = range(-(-len(self) // SHARD))
+        told(0, len(self))
         for shard in shards:
             if self.processes.mine(shard, 1) and not self._whole(shard):
                 self._write(shard)

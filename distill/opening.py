@@ -64,18 +64,15 @@ def open_roles(spec: DistillSpec, method: DistillMethod, pipe: Any) -> Roles:
     student = _learner(spec, method, pipe, spec.train == "lora", "student", None)
     if spec.start:
         read_student(Path(spec.start), student)
-    further = {
-        role: _learner(spec, method, pipe, lora, role, student)
-        for role, lora in ((FAKE, spec.fake_lora), (TARGET, spec.train == "lora"))
-        if role in method.roles
-    }
-    teacher = Frozen(student)
-    if TARGET in further:
-        for parameter in further[TARGET].parameters:
+    roles = Roles(Frozen(student), student)
+    if FAKE in method.roles:
+        roles.fake = _learner(spec, method, pipe, spec.fake_lora, FAKE, student)
+    if TARGET in method.roles:
+        roles.target = _learner(spec, method, pipe, spec.train == "lora", TARGET, student)
+        for parameter in roles.target.parameters:
             parameter.requires_grad_(False)
-    roles = Roles(teacher, student, **further)
     if HEAD in method.roles:
-        roles.head = _head(teacher, spec.seed)
+        roles.head = _head(roles.teacher, spec.seed)
     return roles
 
 
@@ -121,6 +118,7 @@ def _head(teacher: Learner, seed: int) -> Head:
 
 
 def _networks(roles: Roles, pipe: Any) -> Sequence[nn.Module]:
-    found = [learner.network for learner in (roles.student, roles.fake, roles.target) if learner is not None]
+    learners = (roles.student, roles.fake, roles.target)
+    found = [learner.network for learner in learners if isinstance(learner, PipelineLearner)]
     own = [network for network in found if network is not network_of(pipe)]
     return [*own, *([] if roles.head is None else [roles.head])]

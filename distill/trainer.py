@@ -44,8 +44,9 @@ def train(
     told: Told | None = None,
     planned: Callable[[list[str]], None] | None = None,
 ) -> Trained:
-    """Distil, or go on, or find everything done. told: each line of the log, and planned: the estimate of the memory,
-    before anything is computed; both on the first process.
+    """Distil, or go on, or find everything done. told: each line of the log, and {"preparing", "done", "of"} while what
+    the training needs is made; planned: the estimate of the memory, before anything is computed. Both on the first
+    process.
 
     opened: what `open_run` gives, for models that a spec cannot name. Raises UsageError for a folder that holds another
     run, and for whatever cannot be distilled.
@@ -105,10 +106,14 @@ class Run(trainer.Run):
     # -- what a training says ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        for latents in (self.watch.teacher, self.latents):
+        for name, latents in (("the teacher's pictures", self.watch.teacher), ("real latents", self.latents)):
             if latents is not None:
-                latents.make()
+                latents.make(lambda done, of, name=name: self._preparing(name, done, of))
         self.accelerator.wait_for_everyone()
+
+    def _preparing(self, what: str, done: int, of: int) -> None:
+        if self.processes.rank == 0:
+            self.told({"preparing": what, "done": done, "of": of})
 
     def parts(self, numbers: Numbers) -> Generator[Part, None, None]:
         for part in self.method.update(self.context(numbers)):

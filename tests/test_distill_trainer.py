@@ -86,7 +86,9 @@ def test_a_run_is_watched_and_its_folder_holds_everything(tmp_path: Path) -> Non
     done = train(spec(tmp_path), opened=toy(), told=said.append)
     assert done.updates == done.made == 4 and not done.stopped
     lines = run_folder.read_log(tmp_path)
-    assert [line["update"] for line in lines] == [0, 1, 2, 3, 4] and len(said) == 5
+    assert [line["update"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [entry["update"] for entry in said if "update" in entry] == [0, 1, 2, 3, 4]
+    assert [entry["preparing"] for entry in said[:4]] == ["the teacher's pictures"] * 2 + ["real latents"] * 2
     assert [line["update"] for line in lines if "held_out" in line] == [0, 2, 4]
     assert {"coverage", "recall", "density", "distance", "diversity"} <= lines[4]["held_out"].keys()
     assert {"loss", "fake_loss", "head_loss", "effective", "ratio", "pull"} <= lines[1].keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -11,13 +12,15 @@ from ..errors import UsageError
 from ..evaluation.processes import Processes
 from ..samplers.noise import derived_seed
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Deal:
-    """All prompts come once before any comes again, in a new order each time through. Nothing is drawn from a state, so
-    update 70 has the same prompts and seeds after a resume, and with any number of processes."""
+class Deal(Generic[T]):
+    """Of prompts, or other things. All come once before any comes again, in a new order each time through. Nothing is
+    drawn from a state, so update 70 has the same prompts and seeds after a resume, and with any number of processes."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[T]
     batch: int
     seed: int
     processes: Processes = Processes()  # noqa: RUF009, frozen
@@ -26,7 +29,7 @@ class Deal:
         if self.batch % self.processes.world:
             raise UsageError(f"a batch of {self.batch} cannot be dealt to {self.processes.world} processes evenly")
 
-    def of(self, update: int) -> tuple[list[str], list[str]]:
+    def of(self, update: int) -> tuple[list[T], list[str]]:
         """Prompts and seeds of this process: the share of the batch that is next in rank."""
         share = self.batch // self.processes.world
         items = range(self.processes.rank * share, (self.processes.rank + 1) * share)

@@ -220,7 +220,7 @@ def _as_data(path: Path) -> str:
     """A sheet as a JPEG to look at, a data URI; nothing where it is no picture."""
     held = io.BytesIO()
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=("PNG",)) as opened:
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return ""

@@ -22,7 +22,7 @@ from .update import Sampling
 
 # What a run may differ in without its weights differing.
 NOT_IDENTITY = ("output", "allow_download", "offload", "checkpoint_every", "sheet_every", "tracker")
-_CAPTIONS = re.compile(r"embedded:(train|test|heldout):([1-9]\d*)")
+_CAPTIONS = re.compile(r"embedded:(train|test|heldout):([1-9]\d{0,6})")
 
 
 def _as_prompts(value: Any, info: ValidationInfo) -> tuple[str, ...]:

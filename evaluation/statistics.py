@@ -25,6 +25,7 @@ from .collect import Collected
 from .metrics.colour import Colour
 from .metrics.moments import Moments
 from .metrics.prdc import Radii
+from .sources.limits import RATIO, TOTAL_BYTES
 from .space import Space
 
 SCHEMA = "pilotage.statistics/1"
@@ -102,6 +103,8 @@ def read_statistics(path: str | Path, *, assume: str | None = None) -> Collected
         raise UsageError(f"there is no file {file}; check the path, or make it with `pilotage stats`")
     if file.suffix == ".npz" and not zipfile.is_zipfile(file):
         raise UsageError(f"{file} is damaged: it is no .npz; make or fetch it again")
+    if file.suffix == ".npz":
+        _refuse_bomb(file)
     if not is_own(file):
         return read_foreign(file, assume)
     if assume is not None:
@@ -116,6 +119,16 @@ def read_statistics(path: str | Path, *, assume: str | None = None) -> Collected
         if isinstance(e, UsageError):
             raise
         raise UsageError(f"{file} is damaged ({e}); make it again with `pilotage stats`") from None
+
+
+def _refuse_bomb(file: Path) -> None:
+    try:
+        with zipfile.ZipFile(file) as packed:
+            size = sum(member.file_size for member in packed.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise UsageError(f"{file} is damaged ({error}); make or fetch it again") from None
+    if size > max(TOTAL_BYTES, RATIO * file.stat().st_size):
+        raise UsageError(f"{file} of {file.stat().st_size} bytes unpacks to {size}: a bomb; make or fetch it again")
 
 
 def _collected(file: Path, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Collected:

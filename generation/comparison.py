@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Cells share what they draw, so that pictures in a column differ by the settings alone.
 SHARED = ("prompts", "seeds", "paired", "output", "preview_every", "allow_download")
+
+
+MOST_CELLS = 10_000
 
 
 def _as_axes(given: Any) -> Any:
@@ -65,6 +69,8 @@ class CompareSpec(RunSpec):
         """What each cell changes, and its spec; validated before anything is made."""
         if not self.axes:
             raise UsageError("nothing to compare: give an axis, such as --axis 'guidance=none|cfg:scale=3|apg'")
+        if (count := math.prod(map(len, self.axes.values()))) > MOST_CELLS:
+            raise UsageError(f"the axes make {count:.6g} cells, and the most is {MOST_CELLS}; give fewer values")
         found = []
         for values in itertools.product(*self.axes.values()):
             changes = dict(zip(self.axes, values, strict=True))

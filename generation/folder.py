@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..documents import plain_yaml
 from ..errors import UsageError
 from ..evaluation.processes import Processes
 from ..storage import check_space, disk_errors, make_folder, write_text
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
     from .models import Loaded
 
 RUN = "run.yaml"
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fifty thousand prompts take a second and a half without
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # fifty thousand prompts take a second and a half without
 
 
 @dataclass
@@ -308,7 +308,7 @@ def _recorded(folder: Path) -> Mapping[str, Any]:
     try:
         now = (folder / RUN).stat()
         found = _parsed(folder / RUN, now.st_size, now.st_mtime_ns)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("spec", {}), dict):
         raise UsageError(f"{folder / RUN} cannot be read; choose another output, or delete that folder")
@@ -318,7 +318,7 @@ def _recorded(folder: Path) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _parsed(path: Path, size: int, changed: int) -> Any:
     """Parsed once while it stays as it is: with many prompts that takes its time."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe one
+    return plain_yaml(path.read_text(encoding="utf-8"))
 
 
 def differing_fields(recorded: Mapping[str, Any], spec: RunSpec) -> list[str]:

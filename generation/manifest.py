@@ -47,22 +47,24 @@ def finished_items(folder: Path, count: int) -> dict[int, dict[str, Any]]:
 
 def count_items(folder: Path) -> int:
     """How many pictures the manifests name; their files are not looked at."""
-    return len({item["index"] for item in _lines(folder) if isinstance(item, dict) and "index" in item})
+    return len({item["index"] for item in _lines(folder) if type(item.get("index")) is int})
 
 
 def recent_seconds(folder: Path, most: int = 200) -> float | None:
     """Seconds that one of the last pictures of a manifest took, on average; None without pictures."""
-    found = [item["seconds"] for item in _lines(folder) if isinstance(item, dict) and "seconds" in item][-most:]
+    found = [item["seconds"] for item in _lines(folder) if type(item.get("seconds")) in (int, float)][-most:]
     return sum(found) / len(found) if found else None
 
 
-def _lines(folder: Path) -> Iterator[Any]:
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     for manifest in manifests(folder):
         for line in manifest.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                yield json.loads(line)
+                item = json.loads(line)
             except (ValueError, RecursionError):
                 continue
+            if isinstance(item, dict):
+                yield item
 
 
 def _unchanged(place: str, item: Mapping[str, Any]) -> bool:

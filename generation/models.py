@@ -72,7 +72,7 @@ def _opened(name: str, dtype: torch.dtype, allow_download: bool, quantize: str |
 
 
 def _with_student(pipe: Any, folder: Path) -> Any:
-    """The base of a student whose adapters lie in a folder, with them in its weights, and with the student's scheduler."""
+    """The base of a student whose adapters lie in a folder, with those in its weights, and its scheduler."""
     import diffusers
 
     try:
@@ -168,7 +168,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, allow_download: bool, quanti
             use_safetensors=True,
             **({"quantization_config": quantised} if quantised is not None else {}),
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # loaders of folders that lie raise nearly anything
         raise UsageError(_why_not(name, folder.is_dir(), allow_download, error)) from None
 
 
@@ -292,7 +292,8 @@ def load_weak(spec: RunSpec, pipe: Any) -> nn.Module:
     inside = {"subfolder": name} if (folder / "model_index.json").is_file() else {}
     try:
         with quiet():
-            weak = type(strong).from_pretrained(str(folder), dtype=dtype, local_files_only=True, **inside)
+            kept = {"local_files_only": True, "use_safetensors": True}
+            weak = type(strong).from_pretrained(str(folder), dtype=dtype, **kept, **inside)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot load a weak {name} from {spec.weak}: {' '.join(str(error).split())[:200]}") from None
     return _beside(strong, weak)

@@ -68,7 +68,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Its lines; what is no line, such as half of one, is passed over."""
     path, found = folder / LOG, []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict):
                 found.append(entry)

@@ -27,6 +27,7 @@ from .seeds import Seed, read_seeds, spell_seeds
 
 # What a run may differ in without its pictures differing; of `memory`, all but what it calls changing.
 NOT_IDENTITY = ("output", "preview_every", "allow_download")
+MOST_PICTURES = 10_000_000  # a slip, or a file of a stranger, should not fill the memory
 
 
 def _as_texts(value: Any) -> Any:
@@ -163,6 +164,9 @@ class RunSpec(BaseModel):
             raise UsageError('no prompt, so no pictures; write for example pilotage generate "two red stars on navy"')
         if self.paired:
             return list(zip(self.prompts, self.seeds, strict=True))
+        if len(self.prompts) * len(self.seeds) > MOST_PICTURES:
+            count = f"{len(self.prompts)} prompts with {len(self.seeds)} seeds"
+            raise UsageError(f"{count} are more than {MOST_PICTURES} pictures; make several runs of it")
         return [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
 
     # -- other forms -----------------------------------------------------------------------------------------

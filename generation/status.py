@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..documents import plain_yaml
 from ..errors import UsageError
 from .lock import holder_of
 from .manifest import count_items, recent_seconds
@@ -86,9 +85,9 @@ def _spec(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        found = plain_yaml(path.read_bytes())
         spec = found["spec"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError):
         spec = None
     if not isinstance(spec, dict):
         raise UsageError(f"{path} cannot be read; nothing is known of this run")

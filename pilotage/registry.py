@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import UsageError, nearest
 from .grammar import name_and_settings
+from .kinds import check_kinds
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,6 @@ def make(group: str, own: Mapping[str, Spec], line: str, what: str, **settings: 
     """What a line describes, "heun:churn=40,high=50", with further settings. Raises UsageError for unknown ones."""
     name, written = name_and_settings(line)
     spec = lookup(group, own, name, what)
-    settings = {**written, **settings}
-    check_settings(name, settings, spec.defaults)
-    return spec.load()(**settings)
+    check_settings(name, {**written, **settings}, spec.defaults)
+    check_kinds(name, written, spec.load())
+    return spec.load()(**{**written, **settings})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from .errors import UsageError
 
+_NUMBER = re.compile(r"\(os error (\d+)\)")  # safetensors has an error of its own, which says it in its text
 PART = ".part"  # a file of this suffix is unfinished and may be deleted
 
 
@@ -22,6 +24,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(_told(error, folder)) from error
+    except Exception as error:
+        found = _NUMBER.search(str(error))
+        if found is None or type(error).__name__ != "SafetensorError":
+            raise
+        raise UsageError(_told(OSError(int(found[1]), os.strerror(int(found[1]))), folder)) from error
 
 
 def _told(error: OSError, folder: Path) -> str:

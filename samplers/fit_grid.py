@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..documents import plain_json
 from ..errors import UsageError
 from ..storage import write_text
 from .sampler import Levels
@@ -62,7 +63,7 @@ class FittedGrid:
     @staticmethod
     def load(path: str | Path) -> FittedGrid:
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = plain_json(Path(path).read_text(encoding="utf-8"))
             made = FittedGrid(**{**content, "rhos": tuple(map(float, content["rhos"]))})
         except OSError as error:
             raise UsageError(f"cannot read the fitted grid {path}: {error.strerror}") from None

@@ -21,6 +21,7 @@ import torch
 
 from ..errors import UsageError, nearest
 from ..grammar import name_and_settings, pieces_of
+from ..kinds import check_kinds
 from ..registry import Spec, check_settings, everything, lookup
 from .align_your_steps import TABLES, aligned_rhos
 from .grid_wrappers import WRAPPERS, Grid, decreasing
@@ -225,6 +226,7 @@ def _bound(group: str, known: dict[str, Spec], piece: str, more: dict[str, Any])
     given = 2 if group == "grids" else 3  # (schedule, steps), or (inner, schedule, steps)
     takes = dict([*inspect.signature(make).parameters.items()][given:])
     check_settings(f"the {name} grid", settings, takes)
+    check_kinds(f"the {name} grid", written, make)
     for key, parameter in takes.items():
         if parameter.default is parameter.empty and key not in settings:
             raise UsageError(f"the {name} grid needs a setting {key}=; see pilotage list grids")

@@ -196,15 +196,17 @@ class GaussianMap:
                 if about.get("format") != "pilotage gaussian":
                     raise UsageError(f"{path} holds no Gaussian map; write one with GaussianMap.fit(latents).save")
                 tensors = {name: file.get_tensor(name) for name in ("mean", "directions", "variances")}
+            landing = float(about["landing"]) if "landing" in about else None
+            rest, fitted = float(about["rest"]), about["model"]
         except OSError as error:
             raise UsageError(f"cannot read the Gaussian map {path}: {error.strerror or error}") from None
-        except SafetensorError:
+        except UsageError:
+            raise
+        except (SafetensorError, KeyError, ValueError):
             raise UsageError(f"{path} is no safetensors file of a Gaussian map") from None
-        if model and about["model"] and model != about["model"]:
-            raise UsageError(f"{path} was fitted to {about['model']!r}, not {model!r}; fit it again")
-        landing = float(about["landing"]) if "landing" in about else None
-        return GaussianMap(**tensors, rest=float(about["rest"]), model=about["model"], rule=about.get("rule", ""),
-                           landing=landing)  # fmt: skip
+        if model and fitted and model != fitted:
+            raise UsageError(f"{path} was fitted to {fitted!r}, not {model!r}; fit it again")
+        return GaussianMap(**tensors, rest=rest, model=fitted, rule=about.get("rule", ""), landing=landing)
 
 
 def teleported(

@@ -173,3 +173,15 @@ def test_plain_data_comes_back(value: Any) -> None:
 def test_any_assignment_is_read(line: str) -> None:
     """`--set`: what is no YAML is text."""
     read_set([line])
+
+
+def test_what_multiplies_is_counted_before_it_is_made() -> None:
+    """A page of YAML must not stand for more pictures, cells or captions than any machine makes."""
+    with pytest.raises(UsageError, match="are more than 10000000 pictures"):
+        RunSpec(prompts=["a"] * 2000, seeds="0-9999").pictures()
+    assert len(RunSpec(prompts=["a"] * 20, seeds="0-99").pictures()) == 2000
+    with pytest.raises(UsageError, match=r"the axes make 1e\+18 cells"):
+        CompareSpec(prompts=["a"], axes={f"call.x{i}": list(range(1000)) for i in range(6)}).cells()
+    for kind in (FinetuneSpec, DistillSpec):
+        with pytest.raises(UsageError, match="cannot read 'embedded:train:99999999'"):
+            kind(prompts=["embedded:train:99999999"])

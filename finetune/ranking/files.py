@@ -21,6 +21,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from ...documents import plain_json
 from ...errors import UsageError
 from ...storage import append_line, disk_errors, make_folder, whole
 from ...version import __version__
@@ -123,7 +124,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as file:
-            told: dict[str, Any] = json.loads((file.metadata() or {})["ranking"])
+            told: dict[str, Any] = plain_json((file.metadata() or {})["ranking"])
             return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError):
         raise UsageError(f"{path} is damaged and cannot be resumed; choose another output") from None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from ...errors import UsageError, nearest
 from ...evaluation.features.extractor import weights_hash
+from ...generation.call import read_picture
 from .clip_tower import clip_tower
 from .reward import Reward
 from .sight import shown
@@ -58,14 +57,12 @@ def picture_of(reference: Any) -> Tensor:
                 f"a reference is float (3, H, W) in [0, 1], not {tuple(reference.shape)}; divide bytes by 255"
             )
         return reference.detach().float()[None]
-    path = Path(str(reference)).expanduser()
-    if not str(reference) or not path.is_file():
-        raise UsageError(f"there is no picture {str(reference)!r}; give similarity:reference=FILE")
+    if not str(reference):
+        raise UsageError("there is no picture ''; give similarity:reference=FILE")
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UsageError(f"cannot read the picture {path}: {' '.join(str(error).split())[:120]}") from None
+        pixels = np.array(read_picture(str(reference)).convert("RGB"))
+    except UsageError as error:
+        raise UsageError(f"cannot read the picture of similarity:reference=FILE: {error}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...documents import plain_json
 from ...errors import UsageError
 from ...samplers.prediction import Prediction
 from ...storage import write_text
@@ -64,7 +65,7 @@ class LinearCoefficients:
     @staticmethod
     def load(path: str | Path) -> LinearCoefficients:
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = plain_json(Path(path).read_text(encoding="utf-8"))
             for key in ("rhos", "intercept", "residual"):
                 content[key] = tuple(map(float, content[key]))
             for key in ("cond", "null"):

@@ -72,8 +72,8 @@ def main() -> None:
             ]
             rows.append({"teacher": of, "scale": name, "method": line, "looks": looks})
             RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print("| teacher | scale | adherence, last | distance, last | its spread, last four looks |
-|---|---|---|---|---|")
+    print("| teacher | scale | adherence, last | distance, last | its spread, last four looks |")
+    print("|---|---|---|---|---|")
     for row in rows:
         last = [look["distance"] for look in row["looks"][-4:]]
         end, spread = row["looks"][-1], statistics.stdev(last)

@@ -7,7 +7,9 @@ with file_name and text, or a .txt of the picture's name beside it).
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,22 +43,44 @@ Make = Callable[[list[int]], Tensor]  # numbers of items -> clean latents
 @dataclass(frozen=True)
 class Items:
     """What a data set is made of. prompts: one an item. starts: the seeds of the teacher's noise, or None. make: the
-    clean latents of some items, by their numbers."""
+    clean latents of some items, by their numbers. origin: what they are made by, the same for the same latents.
+    sources: further words for each item, such as its file."""
 
     prompts: Sequence[str]
     starts: Sequence[str] | None
     make: Make
+    origin: str = ""
+    sources: Sequence[str] | None = None
+
+    def digest(self, numbers: Sequence[int]) -> str:
+        """Of everything that some items depend on."""
+        told = [[self.prompts[i], (self.starts or {i: ""})[i], (self.sources or {i: ""})[i]] for i in numbers]
+        return hashlib.sha256(json.dumps([self.origin, told]).encode()).hexdigest()
 
 
-def items(line: str, teacher: Learner, how: Sampling, prompts: Sequence[str], rows: int, seed: int) -> Items:
-    """What a line stands for. how, prompts, rows, seed: of the teacher's pictures. UsageError for what it is not."""
+def is_of_teacher(line: str) -> bool:
+    """Are these what the teacher makes of known noise?"""
+    return line.startswith("teacher:")
+
+
+def check_line(line: str) -> None:
+    """UsageError for a line that stands for no data, and a folder that cannot be read."""
+    if _SOURCE.fullmatch(line) is None:
+        _captions(Path(line))
+
+
+def items(
+    line: str, teacher: Learner, how: Sampling, prompts: Sequence[str], rows: int, seed: int, model: str = ""
+) -> Items:
+    """What a line stands for. how, prompts, rows, seed: of the teacher's pictures. model: whose latents they are.
+    UsageError for what it is not."""
     named = _SOURCE.fullmatch(line)
     if named is None:
-        return _folder(Path(line), teacher)
+        return _folder(Path(line), teacher, model)
     count = int(named[2])
     if named[1] == "teacher":
         told = [prompts[i % len(prompts)] for i in range(count)]
-        return taught(teacher, how, told, [str(derived_seed(seed, "pair", i)) for i in range(count)], rows)
+        return taught(teacher, how, told, [str(derived_seed(seed, "pair", i)) for i in range(count)], rows, model)
     world = importlib.import_module(f"{__package__.rpartition('.')[0]}.zoo.world")
     split = named[1].partition(":")[2]
     side = _side(teacher)
@@ -64,10 +88,12 @@ def items(line: str, teacher: Learner, how: Sampling, prompts: Sequence[str], ro
     def make(numbers: list[int]) -> Tensor:
         return teacher.encode(_tensor(world.pictures(numbers, split, side)).to(teacher.device))
 
-    return Items(world.captions(range(count), split), None, make)
+    return Items(world.captions(range(count), split), None, make, f"{model} of {named[1]} {teacher.shape}")
 
 
-def taught(teacher: Learner, how: Sampling, prompts: Sequence[str], seeds: Sequence[str], rows: int) -> Items:
+def taught(
+    teacher: Learner, how: Sampling, prompts: Sequence[str], seeds: Sequence[str], rows: int, model: str = ""
+) -> Items:
     """What the guided teacher makes of the noise of those seeds."""
 
     def make(numbers: list[int]) -> Tensor:
@@ -80,10 +106,11 @@ def taught(teacher: Learner, how: Sampling, prompts: Sequence[str], seeds: Seque
             found.append(sample(denoiser, x, sampler=how.sampler, grid=levels, noise=noise))
         return torch.cat(found)
 
-    return Items(list(prompts), list(seeds), make)
+    made_by = f"{model} by {how.sampler} on {how.grid} in {how.steps} with {how.guidance} {teacher.shape}"
+    return Items(list(prompts), list(seeds), make, made_by)
 
 
-def _folder(folder: Path, teacher: Learner) -> Items:
+def _folder(folder: Path, teacher: Learner, model: str) -> Items:
     """Pictures, the shorter side of each scaled to the model's and the middle cut out."""
     captions = _captions(folder)
     files, side = sorted(captions), _side(teacher)
@@ -92,7 +119,10 @@ def _folder(folder: Path, teacher: Learner) -> Items:
         pictures = [_fitted(folder / files[i], side) for i in numbers]
         return teacher.encode(_tensor(np.stack(pictures)).to(teacher.device))
 
-    return Items([captions[name] for name in files], None, make)
+    stamps = [f"{name} {(folder / name).stat().st_size} {(folder / name).stat().st_mtime_ns}" for name in files]
+    return Items(
+        [captions[name] for name in files], None, make, f"{model} of {folder.resolve()} {teacher.shape}", stamps
+    )
 
 
 def _captions(folder: Path) -> dict[str, str]:
@@ -185,7 +215,9 @@ class Latents:
 
     def _whole(self, shard: int) -> bool:
         try:
-            return bool(self._file(shard).get_slice("clean").get_shape()[0] == len(self._range(shard)))
+            file, numbers = self._file(shard), self._range(shard)
+            made_of = (file.metadata() or {}).get("of") == self.items.digest(numbers)
+            return bool(made_of and file.get_slice("clean").get_shape()[0] == len(numbers))
         except Exception:  # safetensors has its own kinds; a damaged shard is made again
             return False
 
@@ -198,5 +230,5 @@ class Latents:
         with torch.no_grad():
             clean = self.items.make(self._range(shard)).float().cpu().contiguous()
         with disk_errors(self.folder), whole(self._path(shard)) as part:
-            save_file({"clean": clean}, part)
+            save_file({"clean": clean}, part, metadata={"of": self.items.digest(self._range(shard))})
         self._open.pop(shard, None)

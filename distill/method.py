@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from ..samplers.denoiser import Denoiser
+from ..samplers.lcm import distilled_levels
 from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise
 from ..samplers.sampler import Levels
-from ..samplers.schedule import is_flow
+from ..samplers.schedule import DiscreteVP, is_flow
 from ..training.learner import Learner
 from ..training.update import Part, Update
 from .roles import STUDENT, Roles
@@ -108,7 +109,7 @@ class DistillContext(Update):
 
 class DistillMethod(ABC):
     """Settings, and `update`. roles: who learns or is kept besides the teacher. draws: how many times an update deals
-    prompts, each time a batch. steps, sampler: how a picture of the student is drawn, on the grid "trailing"."""
+    prompts, each time a batch. steps, sampler: how a picture of the student is drawn, at `levels`."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -131,6 +132,11 @@ class DistillMethod(ABC):
         return False
 
     @property
+    def needs_pairs(self) -> bool:
+        """Must the data be what the teacher made of known noise?"""
+        return False
+
+    @property
     def paced(self) -> bool:
         """Does an update depend on how many there will be?"""
         return False
@@ -147,9 +153,9 @@ class DistillMethod(ABC):
         from diffusers import DDIMScheduler, LCMScheduler
 
         if is_flow(stock):
-            return type(stock).from_config(stock.config)
+            return type(stock).from_config(stock.config, stochastic_sampling=self.sampler == "lcm")
         if self.sampler == "lcm":
-            return LCMScheduler.from_config(stock.config, timestep_spacing="trailing")
+            return LCMScheduler.from_config(stock.config, clip_sample=False)
         return DDIMScheduler.from_config(stock.config, timestep_spacing="trailing", set_alpha_to_one=True,
                                          clip_sample=False)  # fmt: skip
 
@@ -162,7 +168,10 @@ class DistillMethod(ABC):
         return student.denoiser(prompts)
 
     def levels(self, student: Learner) -> Levels:
-        """Those of a run of `steps` steps."""
+        """Those of a run of `steps` steps: LCMScheduler's where it will draw, else the grid "trailing"."""
+        schedule = student.denoiser([""]).schedule
+        if self.sampler == "lcm" and isinstance(schedule, DiscreteVP):
+            return distilled_levels(schedule, self.steps)
         return student.levels("trailing", self.steps)
 
     def sample(self, student: Learner, pictures: Pictures, rows: int) -> Tensor:

@@ -28,19 +28,21 @@ tags: [{tags}]
 Precision, recall, density, coverage and distance compare {count} pictures of the student with the teacher's
 (`{sampler}`, {teacher_steps} steps), in the features `{features}`.
 
-Guidance is in the weights: draw without any. A student is faster than its teacher, not better: look at what it lost.
+{drawn} A student is faster than its teacher, not better: look at what it lost.
 
 ## Use
 
 {use}
 """
 
+_TOLD = "The network is told the scale of the guidance, {scale} where it was looked at: draw without any other."
+
 _FULL = """\
     pilotage generate "a prompt" --model {folder} --steps {steps}
 
 ```python
 pipe = DiffusionPipeline.from_pretrained("{folder}")
-pipe("a prompt", num_inference_steps={steps}, guidance_scale=1.0)
+pipe("a prompt", num_inference_steps={steps}, guidance_scale={scale})
 ```"""
 
 _LORA = """\
@@ -49,17 +51,19 @@ _LORA = """\
 ```python
 pipe.load_lora_weights("{folder}")
 pipe.scheduler = {scheduler}.from_pretrained("{folder}/scheduler")
-pipe("a prompt", num_inference_steps={steps}, guidance_scale=1.0)
+pipe("a prompt", num_inference_steps={steps}, guidance_scale={scale})
 ```"""
 
 
 def write_card(
     folder: Path, spec: DistillSpec, method: DistillMethod, looks: dict[str, dict[str, Any]], pictures: int,
-    stopped: str = "",
+    stopped: str = "", stock: Any = None,
 ) -> Path:  # fmt: skip
-    """README.md in the folder of the student. looks: "before" and "after", as the log has evaluations."""
+    """README.md in the folder of the student. looks: "before" and "after", as the log has evaluations. stock: the
+    teacher's scheduler."""
     lora, steps = spec.train == "lora", method.steps
-    scheduler = "LCMScheduler" if method.sampler == "lcm" else "DDIMScheduler"
+    scheduler = "DDIMScheduler" if stock is None else type(method.scheduler(stock)).__name__
+    scale = method.recommended().get("call", {}).get("guidance_scale")
     text = _HEAD.format(
         model=spec.model,
         tags="distillation, lora" if lora else "distillation",
@@ -75,7 +79,8 @@ def write_card(
         sampler=spec.sampler,
         teacher_steps=spec.steps,
         features=spec.features or "pixels at 16x16",
-        use=(_LORA if lora else _FULL).format(folder=folder, steps=steps, scheduler=scheduler),
+        drawn=_TOLD.format(scale=scale) if scale else "Guidance is in the weights: draw without any.",
+        use=(_LORA if lora else _FULL).format(folder=folder, steps=steps, scheduler=scheduler, scale=scale or 1.0),
     )
     write_text(folder / CARD, text)
     return folder / CARD

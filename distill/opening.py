@@ -17,6 +17,7 @@ from ..guidance.grammar import parse
 from ..guidance.pipelines import adapter_of
 from ..training.learner import Learner
 from ..training.pipeline_learner import PipelineLearner
+from .data import check_line, is_of_teacher
 from .head import Head
 from .method import DistillMethod
 from .methods.registry import make_method
@@ -47,6 +48,10 @@ def open_run(spec: DistillSpec, device: torch.device | str = "cpu") -> Opened:
         raise UsageError("fp16 needs a GPU; use precision bf16 or no")
     if method.needs_data and spec.data is None:
         raise UsageError(f"{spec.method} needs real latents; give data=teacher:1000, or a folder of pictures")
+    if method.needs_data and spec.data is not None:
+        check_line(spec.data)
+        if method.needs_pairs and not is_of_teacher(spec.data):
+            raise UsageError(f"{spec.method} needs what the teacher made of known noise; give data=teacher:2000")
     features = None
     if spec.features:
         from ..evaluation.features import open_features
@@ -90,7 +95,7 @@ def _learner(
         seed=spec.seed,
         precision=spec.precision,
         network_checkpoints=spec.network_checkpoints,
-        networks=_weak(spec, pipe) if first is None else {},
+        networks=_weak(spec, pipe) if first is None else first.networks,
         size=spec.size,
         call=spec.call,
         conditions=None if first is None else first.conditions,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ..errors import UsageError
 from ..training.guardrails import Limits
 from ..training.spec import TrainingSpec
 from .methods.registry import make_method
@@ -15,6 +16,14 @@ from .methods.registry import make_method
 def _as_method(value: Any) -> str:
     make_method(str(value))
     return str(value)
+
+
+def _pairs(given: dict[str, Any]) -> bool:
+    """Does the method of these settings learn from pairs? One that is wrong is refused later, with its reason."""
+    try:
+        return make_method(str(given.get("method", "f-distill"))).needs_pairs
+    except UsageError:
+        return False
 
 
 class DistillSpec(TrainingSpec):
@@ -45,7 +54,7 @@ class DistillSpec(TrainingSpec):
             suited = {
                 "guidance": "cfg:scale=3", "grid": "exponential", "features": "embedded", "train": "all",
                 "prompts": ["embedded:train:4000"], "held_out": ["embedded:heldout:48"], "held_out_seeds": 4,
-                "data": "embedded:train:4000",
+                "data": "teacher:2000" if _pairs(given) else "embedded:train:4000",
             }  # fmt: skip
             return suited | given
         return given

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ..errors import UsageError
 from ..generation.recommended import write_recommended
+from ..samplers.schedule import is_flow
 from ..storage import make_folder
 from ..training.lora import FILE, fill_lora, read_lora
 from ..training.pipeline_learner import PipelineLearner
@@ -32,7 +33,10 @@ def write_student(folder: Path, student: PipelineLearner, pipe: Any, method: Dis
         student.save(folder)
         scheduler.save_pretrained(folder / "scheduler")
     base = None if student.adapter is None else spec.model
-    write_recommended(folder, method.recommended(), base)
+    settings = method.recommended()
+    if method.steps > 1 and is_flow(pipe.scheduler):  # its scheduler chooses other levels than were learnt
+        settings |= {"sampler": method.sampler, "grid": "trailing"}
+    write_recommended(folder, settings, base)
 
 
 def _optional(pipe: Any) -> dict[str, Any]:

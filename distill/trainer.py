@@ -9,13 +9,15 @@ The same spec again goes on where it stopped. What any training does stands in `
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UsageError
 from ..generation.environment import threads
-from ..generation.models import device_named
+from ..generation.models import device_named, revision_of
+from ..samplers.noise import derived_seed
 from ..storage import make_folder
 from ..training import checkpoint, run_folder, trainer
 from ..training.dealing import Deal
@@ -84,7 +86,9 @@ class Run(trainer.Run):
         self.deal = Deal(spec.training_prompts(), spec.batch, spec.seed, self.processes)
         self.latents = self._latents()
         self.data_deal = (
-            Deal(range(len(self.latents)), spec.batch, spec.seed + 1, self.processes) if self.latents else None
+            Deal(range(len(self.latents)), spec.batch, derived_seed(spec.seed, "data"), self.processes)
+            if self.latents
+            else None
         )
         self.watch = self._watch()
 
@@ -92,14 +96,22 @@ class Run(trainer.Run):
         spec = self.spec
         if not self.method.needs_data or spec.data is None:
             return None
-        of = items(spec.data, self.roles.teacher, spec.sampling, spec.training_prompts(), spec.rows, spec.seed)
+        prompts = spec.training_prompts()
+        of = items(spec.data, self.roles.teacher, spec.sampling, prompts, spec.rows, spec.seed, self._model())
         return Latents(self.folder / "data", of, self.processes)
+
+    def _model(self) -> str:
+        """The teacher, by its weights."""
+        of = self.opened.pipe
+        return (
+            self.spec.model if of is None else f"{self.spec.model} {revision_of(self.spec.model, of)} {self.spec.size}"
+        )
 
     def _watch(self) -> Watch:
         spec, prompts = self.spec, self.spec.held_out_prompts()
         told = [prompt for prompt in prompts for _ in range(spec.held_out_seeds)]
         seeds = [str(seed) for _ in prompts for seed in range(spec.held_out_seeds)]
-        of = taught(self.roles.teacher, spec.sampling, told, seeds, spec.rows)
+        of = taught(self.roles.teacher, spec.sampling, told, seeds, spec.rows, self._model())
         theirs = Latents(self.folder / "teacher", of, self.processes)
         return Watch(prompts, spec.held_out_seeds, spec.rows, self.method, theirs, self.opened.features, self.processes)
 
@@ -108,7 +120,7 @@ class Run(trainer.Run):
     def prepare(self) -> None:
         for name, latents in (("the teacher's pictures", self.watch.teacher), ("real latents", self.latents)):
             if latents is not None:
-                latents.make(lambda done, of, name=name: self._preparing(name, done, of))
+                latents.make(partial(self._preparing, name))
         self.accelerator.wait_for_everyone()
 
     def _preparing(self, what: str, done: int, of: int) -> None:
@@ -152,4 +164,5 @@ class Run(trainer.Run):
         else:
             make_folder(self.result)
             checkpoint.write(self.result / "parameters.safetensors", [p.detach() for p in student.parameters])
-        write_card(self.result, self.spec, self.method, self.looks, self.pictures, self.stopped)
+        stock = None if self.opened.pipe is None else self.opened.pipe.scheduler
+        write_card(self.result, self.spec, self.method, self.looks, self.pictures, self.stopped, stock)

@@ -75,12 +75,16 @@ def _with_student(pipe: Any, folder: Path) -> Any:
     """The base of a student whose adapters lie in a folder, with those in its weights, and its scheduler."""
     import diffusers
 
+    from ..samplers import diffusers_schedulers
+
     try:
         pipe.load_lora_weights(str(folder), adapter_name="student", local_files_only=True, use_safetensors=True)
         pipe.fuse_lora(adapter_names=["student"])
         pipe.unload_lora_weights()
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        name = config["_class_name"]
+        kind = getattr(diffusers, name, None) or getattr(diffusers_schedulers, name)
+        pipe.scheduler = kind.from_config(config)
     except Exception as error:  # peft and diffusers raise many kinds
         raise UsageError(f"cannot use the student in {folder}: {' '.join(str(error).split())[:200]}") from None
     return pipe
@@ -160,6 +164,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, allow_download: bool, quanti
         raise UsageError(
             f"there is no model {name!r}: give embedded, a folder with a model_index.json, or a hub id owner/name"
         )
+    importlib.import_module(f"{__package__.rpartition('.')[0]}.samplers.diffusers_schedulers")  # a student may have one
     try:
         return DiffusionPipeline.from_pretrained(
             str(folder) if folder.is_dir() else name,

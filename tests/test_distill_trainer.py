@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pilotage.errors import UsageError
 from pilotage.generation.settings import presets, purpose_of, resolve
 from pilotage.training import run_folder
 from pilotage.training.look import Look
+from pilotage.training.pipeline_learner import PipelineLearner
 
 ROOT = Path(__file__).resolve().parent.parent
 F_DISTILL = "f-distill:critic_steps=2,strata=2,adversarial=0.1"
@@ -328,6 +330,43 @@ def test_latents_are_made_once_and_a_damaged_shard_again(tmp_path: Path) -> None
     assert torch.equal(again.of(range(5)), whole)
 
 
+def test_latents_of_another_origin_are_made_again(tmp_path: Path) -> None:
+    teacher, how = toy().roles.teacher, spec(tmp_path).sampling
+    first = items("teacher:3", teacher, how, ["star"], 2, 7)
+    Latents(tmp_path / "data", first).make()
+    for other in (
+        items("teacher:3", teacher, how, ["moon"], 2, 7),
+        items("teacher:3", teacher, how, ["star"], 2, 8),
+        items("teacher:3", teacher, replace(how, guidance="cfg:scale=7"), ["star"], 2, 7),
+        items("teacher:3", teacher, how, ["star"], 2, 7, "another model"),
+    ):
+        latents = Latents(tmp_path / "data", other)
+        assert not latents._whole(0)
+        latents.make()
+        assert torch.equal(latents.of(range(3)), other.make([0, 1, 2]).float())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("line", ["vsd:student_steps={}", "lcm:steps={}", "ucgm-t:steps={}", "reflow:steps={}"])
+def test_the_saved_scheduler_draws_at_the_levels_that_were_learnt(line: str, steps: int) -> None:
+    pipe = pilotage.load("embedded")
+    student, method = PipelineLearner(pipe), make_method(line.format(steps))
+    scheduler = method.scheduler(pipe.scheduler)
+    scheduler.set_timesteps(steps)
+    learnt = [level.time for level in method.levels(student)[:-1]]
+    assert scheduler.timesteps.tolist() == pytest.approx(learnt, abs=1)  # stock ones round
+
+
+@pytest.mark.parametrize("kind", ["all", "lora"])
+def test_a_student_with_a_sampler_of_ours_loads_in_another_process(tmp_path: Path, kind: str) -> None:
+    line = "ucgm-t:steps=2,consistency=0,zeta=0.5,stochasticity=0,extrapolation=0.5,strata=1"
+    train(spec(tmp_path / "run", **EMBEDDED | {"method": line, "train": kind}))
+    drawn = ["generate", "a red ring on navy", "--model", str(tmp_path / "run"), "--output", str(tmp_path / "drawn")]
+    done = subprocess.run([sys.executable, "-m", "pilotage", *drawn], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "UCGM" in (tmp_path / "run" / "student" / "README.md").read_text() or kind == "all"
+
+
 def test_a_folder_of_pictures_with_captions_is_data(tmp_path: Path) -> None:
     teacher = open_run(spec(tmp_path / "run", **EMBEDDED)).roles.teacher
     folder = tmp_path / "pictures"
@@ -352,6 +391,11 @@ def test_a_folder_of_pictures_with_captions_is_data(tmp_path: Path) -> None:
         ({"method": "f-distil"}, "f-distill"),
         ({"method": "f-distill:divergence=js2"}, "divergence"),
         ({"data": None}, "needs real latents"),
+        ({"method": "reflow", "data": "embedded:train:4"}, "teacher:2000"),
+        ({"method": "f-distill:bins=0"}, "bins"),
+        ({"method": "f-distill:adversarial=-1"}, "below 0"),
+        ({"method": "pg-sb:scale_low=3,scale_high=2"}, "above"),
+        ({"method": "ucgm-t", "precision": "bf16"}, "precision no"),
         ({"data": "nowhere/at/all"}, "there is no data"),
         ({"guidance": "none", "method": "pg-sb"}, "scale"),
         ({"precision": "fp16"}, "GPU"),
@@ -400,3 +444,8 @@ def test_the_command_line_distils_and_says_how_to_draw(tmp_path: Path, capsys: p
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
     capsys.readouterr()
     assert run(["distill", "--method", "f-distil"]) == 2 and "f-distill" in capsys.readouterr().err
+
+
+def test_methods_of_pairs_take_pairs_by_default() -> None:
+    assert DistillSpec(method="reflow").data == DistillSpec(method="dmd").data == "teacher:2000"
+    assert DistillSpec(method="f-distill").data == "embedded:train:4000"

@@ -70,6 +70,10 @@ class DistributionMatching(DistillMethod):
 
     def __post_init__(self) -> None:
         make_divergence(self.divergence)
+        self.weights_of_ratio  # noqa: B018, refuses settings that are none
+        named = ("adversarial", "coupling", "regression", "r1")
+        if below := next((name for name in named if getattr(self, name) < 0), None):
+            raise UsageError(f"{below} is a weight and must not be below 0; 0 is off")
         self.times  # noqa: B018, refuses ranges that are none
         if self.critic_steps < 1 or self.student_steps < 1:
             raise UsageError("critic_steps and student_steps must be at least 1")
@@ -79,6 +83,8 @@ class DistributionMatching(DistillMethod):
             raise UsageError(f'weighting is "{NORMALISED}" or "{NOISE}", not {self.weighting!r}')
         if (self.scale_low is None) != (self.scale_high is None):
             raise UsageError("give both scale_low and scale_high, or neither")
+        if self.scale_low is not None and self.scale_high is not None and self.scale_low > self.scale_high:
+            raise UsageError(f"scale_low={self.scale_low:g} is above scale_high={self.scale_high:g}; turn them round")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is a share of the prompts, from 0 to below 1, not {self.dropout}")
 
@@ -87,6 +93,10 @@ class DistributionMatching(DistillMethod):
     @property
     def times(self) -> Times:
         return Times(self.low, self.high, self.strata)
+
+    @property
+    def weights_of_ratio(self) -> RatioWeights:
+        return RatioWeights((self.clip_low, self.clip_high), bins=self.bins, ema=self.bin_average)
 
     @property
     def judged(self) -> bool:
@@ -113,6 +123,10 @@ class DistributionMatching(DistillMethod):
     def needs_data(self) -> bool:
         return self.judged or self.regression > 0
 
+    @property
+    def needs_pairs(self) -> bool:
+        return self.regression > 0
+
     def check(self, roles: Roles, guidance: str) -> None:
         if self.scale_low is not None:
             with_scale(guidance, self.scale_low)  # refuses a rule without a scale
@@ -129,7 +143,7 @@ class DistributionMatching(DistillMethod):
         """G(z) of the student, (B, *shape). With several steps: of a random one, after the student's own earlier ones,
         through which no gradient goes (DMD2's backward simulation)."""
         student = ctx.roles.student
-        levels = student.levels("trailing", self.student_steps)
+        levels = self.levels(student)
         last = ctx.seed("step", purpose) % self.student_steps
         x, denoiser = levels[0].sigma * ctx.noise(pictures, "start"), student.denoiser(pictures.prompts)
         with torch.no_grad():
@@ -184,11 +198,10 @@ class DistributionMatching(DistillMethod):
         """h of each row, with mean 1 over all processes."""
         if not self.judged:
             return torch.ones_like(logits), {}
-        made = RatioWeights((self.clip_low, self.clip_high), bins=self.bins, ema=self.bin_average)
         shares = torch.zeros_like(logits)
         for group in ctx.groups(self.times, len(pictures), "student"):
             shares[group.rows.start : group.rows.stop] = group.share
-        return made.weights(logits, shares, self.f, ctx.state, ctx.gather)
+        return self.weights_of_ratio.weights(logits, shares, self.f, ctx.state, ctx.gather)
 
     def further(self, ctx: DistillContext, pictures: Pictures, rows: range, x: Tensor) -> Iterator[Tensor]:
         """Losses beside the matching one, of some rows, as shares of the batch's means."""
@@ -204,6 +217,7 @@ class DistributionMatching(DistillMethod):
             if not pairs.pairs:
                 raise UsageError("regression needs what the teacher made of known noise: give data=teacher:1000")
             some = pairs.of(rows)
+            assert some.clean is not None
             loss = (self.make(ctx, some, "pairs") - some.clean).square().mean()
             ctx.log(regression_loss=loss)
             yield self.regression * share * loss

@@ -55,6 +55,10 @@ class Reflow(DistillMethod):
         return True
 
     @property
+    def needs_pairs(self) -> bool:
+        return True
+
+    @property
     def sampler(self) -> str:
         return "ddim"
 

@@ -40,9 +40,11 @@ from ...guidance.grammar import parse
 from ...samplers.denoiser import Denoiser
 from ...samplers.flow_ancestral import flow_time
 from ...samplers.incomplete_beta import beta_quantile
+from ...samplers.lcm import distilled_levels
 from ...samplers.noise import derived_seed
 from ...samplers.prediction import Prediction
-from ...samplers.schedule import Level, NoiseSchedule, is_flow
+from ...samplers.sampler import Levels
+from ...samplers.schedule import DiscreteVP, Level, NoiseSchedule, is_flow
 from ...training.learner import Learner
 from ..following import follow, target_of
 from ..method import DistillContext, DistillMethod, Part, Pictures
@@ -117,9 +119,17 @@ class UCGMT(DistillMethod):
         return f"ucgm:kappa={self.extrapolation},rho_s={self.stochasticity}"
 
     def check(self, roles: Roles, guidance: str) -> None:
+        if self.consistency and getattr(roles.student, "autocast", None) is not None:
+            raise UsageError("ucgm-t divides small differences of the network's answers; use precision no")
         if self.zeta is None and parse(guidance).shifts:
             raise UsageError(f"{guidance!r} steps on another noise than its picture's, and a network cannot say both; "
                              "take another rule, or the method lcm, which learns where the step ends")  # fmt: skip
+
+    def levels(self, student: Learner) -> Levels:
+        schedule = student.denoiser([""]).schedule
+        if self.stochasticity == 1 and not self.extrapolation and isinstance(schedule, DiscreteVP):
+            return distilled_levels(schedule, self.steps)  # LCMScheduler's, which will draw
+        return super().levels(student)
 
     def scheduler(self, stock: Any) -> Any:
         """stochasticity 0 is DDIM and 1 what LCMScheduler does, or FlowMatchEulerDiscreteScheduler with

@@ -56,6 +56,10 @@ DIVERGENCES = ("jensen-shannon", "forward-kl", "reverse-kl")
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": F_DISTILL.format(name)} for name in DIVERGENCES},
     "longer": {"method": F_DISTILL.format("jensen-shannon"), "updates": 420},
+    "two-critics": {
+        "method": "f-distill:divergence=jensen-shannon,critic_steps=2,clip_low=0.1",
+        "updates": 300,
+    },
     "regressed": {"method": F_DISTILL.format("jensen-shannon") + ",regression=0.25", "data": "teacher:2000"},
     "ucgm-t": {"method": "ucgm-t:steps=2,strata=4"},
 }
@@ -132,7 +136,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"a method and a seed: {', '.join(METHODS)} with -1 to -3")
     parser.add_argument("--train-only", action="store_true", help="leave the measurement to a later call")
     given = parser.parse_args()
-    names = given.names or [*(f"{m}-{s}" for s in SEEDS for m in DIVERGENCES), "longer-1", "regressed-1", "ucgm-t-1"]
+    names = given.names or [
+        *(f"{m}-{s}" for s in SEEDS for m in DIVERGENCES),
+        "longer-1",
+        "two-critics-1",
+        "regressed-1",
+        "ucgm-t-1",
+    ]
     if given.train_only:
         for name in names:
             distill.train(spec_of(name), told=lambda entry, name=name: print(name, json.dumps(entry)[:150], flush=True))

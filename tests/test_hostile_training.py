@@ -27,6 +27,7 @@ SCRIPT = """
 import json, os, random, resource, signal, sys, time
 import torch
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
 import pilotage.distill.trainer, pilotage.finetune.trainer, pilotage.training.page, pilotage.cli.progress
 import peft
 from pilotage.distill.methods.registry import make_method

@@ -592,7 +592,7 @@ def test_a_world_with_one_picture_is_solved_exactly(
         ("dpmpp-3m:start=singel", "did you mean single"),
         ("unipc:order=5", "order of UniPC is 1, 2, 3 or 4"),
         ("unipc:variant=bh3", "did you mean"),
-        ("unipc:disable_corrector=always", "number of first steps or a list"),
+        ("unipc:disable_corrector=always", "a whole number or a list"),
         ("deis:order=0", "order of DEISSampler is 1, 2, 3 or 4"),
         ("deis:variable=logrho", "did you mean log-rho"),
         ("plms:order=7", "order of PLMS is 1, 2, 3 or 4"),

@@ -23,7 +23,7 @@ class Frozen(Learner):
     def __init__(self, of: Learner):
         self.of, self.shape, self.device, self.parameters = of, of.shape, of.device, []
 
-    def denoiser(self, prompts: Sequence[str], guidance: str = "none", **told: Any) -> Denoiser:
+    def denoiser(self, prompts: Sequence[str | None], guidance: str = "none", **told: Any) -> Denoiser:
         with self.of.base():
             return self.of.denoiser(prompts, guidance, **told)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.metrics.frechet import frechet_distance
@@ -15,13 +15,12 @@ from ..evaluation.metrics.prdc import prdc
 from ..evaluation.processes import Processes
 from ..training.judging import adherence, of_the_world
 from ..training.learner import Learner
-from ..training.look import Look
+from ..training.look import Look, features_of
 from .data import Latents
 from .method import DistillMethod, Pictures
 
 SHOWN, COLUMNS = 8, 4  # prompts of a sheet, and seeds of student and teacher
 NEAREST = 5
-_SIDE = 16  # of the pictures whose pixels are compared where no feature network is given
 
 
 @dataclass(eq=False)
@@ -48,7 +47,7 @@ class Watch:
     def look(self, student: Learner) -> Look:
         """At the student as it is now. Prompts are dealt to the processes, and every process gets the whole."""
         pictures = self._gathered(lambda number: self._drawn(student, number))
-        told = self._told(pictures)
+        told = features_of(self.features, pictures)
         theirs, features = self._teachers(student)
         numbers = {"diversity": self._diversity(told), **self._against(features, told)}
         numbers |= {"diversity of the teacher": self._diversity(features)} | colours(pictures)
@@ -78,7 +77,7 @@ class Watch:
             made = self._gathered(
                 lambda i: self._bytes(student, self.teacher.of(range(i * many, (i + 1) * many)).to(student.device))
             )
-            self._known = made, self._told(made)
+            self._known = made, features_of(self.features, made)
         return self._known
 
     def _bytes(self, student: Learner, latents: Tensor) -> Tensor:
@@ -86,12 +85,6 @@ class Watch:
             student.decode(part).clamp(0, 1).mul(255).round().to(torch.uint8) for part in latents.split(self.rows)
         ]
         return torch.cat(pictures).cpu()
-
-    def _told(self, pictures: Tensor) -> Tensor:
-        if self.features is not None:
-            found: Tensor = self.features(pictures).float()
-            return found
-        return nn.functional.adaptive_avg_pool2d(pictures.float() / 255, _SIDE).flatten(1) / (3**0.5 * _SIDE)
 
     def _diversity(self, features: Tensor) -> float:
         apart = [torch.pdist(of_prompt).mean() for of_prompt in features.split(self.seeds)]

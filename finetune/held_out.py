@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.processes import Processes
@@ -15,11 +15,9 @@ from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise
 from ..training.judging import adherence
 from ..training.learner import Learner
-from ..training.look import Look, Spread
+from ..training.look import Look, Spread, features_of
 from .method import Sampling
 from .rewards.reward import Reward
-
-_SIDE = 16  # of the pictures whose pixels are compared where no feature network is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +80,7 @@ class HeldOut:
 
     def _diversity(self, pictures: Tensor) -> Tensor:
         """(1,): a number of the prompt, not of a picture."""
-        if self.features is not None:
-            told = self.features(pictures).float()
-        else:
-            told = nn.functional.adaptive_avg_pool2d(pictures.float() / 255, _SIDE).flatten(1) / (3**0.5 * _SIDE)
-        return torch.pdist(told).mean()[None]
+        return torch.pdist(features_of(self.features, pictures)).mean()[None]
 
 
 def _parts(count: int, size: int) -> list[range]:

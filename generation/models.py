@@ -265,12 +265,13 @@ def _add_lora(pipe: Any, spec: RunSpec) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise UsageError(f"{type(pipe).__name__} takes no LoRA; leave lora out")
     assert spec.lora is not None
-    if not Path(spec.lora).exists() and not _like_hub_id(spec.lora):
+    lora = student_of(spec.lora)
+    if not Path(lora).exists() and not _like_hub_id(spec.lora):
         raise UsageError(f"there is no LoRA {spec.lora!r}; give a safetensors file, a folder or a hub id")
     try:
         with quiet():  # diffusers warns of every LoRA that has no part for the text encoder
             pipe.load_lora_weights(
-                spec.lora, adapter_name="pilotage", local_files_only=not spec.allow_download, use_safetensors=True
+                lora, adapter_name="pilotage", local_files_only=not spec.allow_download, use_safetensors=True
             )
         pipe.set_adapters("pilotage", spec.lora_scale)
     except Exception as error:  # peft and diffusers raise many kinds

@@ -35,9 +35,9 @@ def kind_of(schedule: NoiseSchedule) -> Parameterization:
     return FLOW_PREDICTION if isinstance(schedule, RectifiedFlow) else EPSILON
 
 
-def told_of(prompts: Sequence[str]) -> Tensor:
+def told_of(prompts: Sequence[str | None]) -> Tensor:
     """(B, 1): what a network is told of prompts."""
-    return torch.tensor([[len(prompt) / 10] for prompt in prompts], dtype=torch.float64)
+    return torch.tensor([[len(prompt or "") / 10] for prompt in prompts], dtype=torch.float64)
 
 
 def column(told: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from distill_learners import FLOW, ToyLearner, toy_roles
 from distill_learners import context as learner_context
 from PIL import Image
+from tiny_unets import xl
 from torch import Tensor
 
 import pilotage
@@ -211,6 +212,11 @@ def test_a_student_draws_in_one_step_from_its_run_folder(tmp_path: Path, kind: s
         assert int((got.int() - picture.int()).abs().max()) <= 1
     rows = [sample.evaluations for sample in pilotage.generate(told)]
     assert all(sum(evaluations.values()) == 1 for evaluations in rows)
+    if kind == "lora":  # the run's folder is a LoRA as well
+        by_hand = {"guidance": "none", "sampler": "ddim", "grid": "trailing", "steps": 1, "lora": told.model}
+        other = next(iter(pilotage.generate(told.changed(model="embedded", seeds=[0], **by_hand)))).image
+        apart = [abs(a - b) for a, b in zip(other.tobytes(), drawn[0].tobytes(), strict=True)]
+        assert max(apart) <= 2
     if kind == "all":
         from diffusers import DiffusionPipeline
 
@@ -444,6 +450,16 @@ def test_the_command_line_distils_and_says_how_to_draw(tmp_path: Path, capsys: p
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
     capsys.readouterr()
     assert run(["distill", "--method", "f-distil"]) == 2 and "f-distill" in capsys.readouterr().err
+
+
+def test_a_prompt_left_out_is_what_guidance_subtracts() -> None:
+    """In SDXL zeros, not the empty text; a fake that was taught another one could not be guided."""
+    learner = PipelineLearner(xl())
+    x, level = learner.start(["1"], learner.levels("trailing", 2)), learner.levels("trailing", 2)[1]
+    with torch.no_grad():
+        none, empty = (learner.denoiser([prompt])(x, level).native for prompt in (None, ""))
+        guided = learner.denoiser(["a star"], "cfg:scale=0")(x, level).native  # the unconditional branch alone
+    assert torch.allclose(none, guided, atol=1e-6) and not torch.allclose(none, empty, atol=1e-4)
 
 
 def test_methods_of_pairs_take_pairs_by_default() -> None:

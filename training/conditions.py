@@ -26,9 +26,10 @@ class Conditions:
         self._bytes = 0
         self.model.condition("")  # refuses pipelines that need more than a prompt
 
-    def of(self, prompts: Sequence[str], negative: bool = False) -> Any:
-        """A row for each prompt. negative: encoded as the pipeline does a negative prompt."""
-        return together([self._one(prompt, negative) for prompt in prompts])
+    def of(self, prompts: Sequence[str | None], negative: bool = False) -> Any:
+        """A row for each prompt. negative: encoded as the pipeline does a negative prompt. None: no prompt, as guidance
+        has it, which in SDXL is not the empty text but zeros."""
+        return together([self._one(prompt or "", negative or prompt is None) for prompt in prompts])
 
     def _one(self, prompt: str, negative: bool) -> Any:
         key = prompt, negative

@@ -29,8 +29,9 @@ class Learner(ABC):
     device: torch.device = torch.device("cpu")
 
     @abstractmethod
-    def denoiser(self, prompts: Sequence[str], guidance: str = "none") -> Denoiser:
-        """The guided denoiser of latents (B, *shape) for B prompts, with the parameters as they are now."""
+    def denoiser(self, prompts: Sequence[str | None], guidance: str = "none") -> Denoiser:
+        """The guided denoiser of latents (B, *shape) for B prompts, with the parameters as they are now. None among the
+        prompts is what guidance subtracts."""
 
     def inner(self, prompts: Sequence[str], x: Tensor, level: Level) -> Tensor:
         """(B, C, ...): what the middle of the network makes of noisy latents (B, *shape), for discriminators."""

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+_SIDE = 16  # of the pictures whose pixels are compared where no feature network is given
+
+
+def features_of(network: Any, pictures: Tensor) -> Tensor:
+    """(n, D), where pictures are compared. network: uint8 pictures -> (n, D), or None for their pixels at 16x16, scaled
+    so that black and white are 1 apart. pictures: uint8 (n, 3, H, W)."""
+    if network is not None:
+        told: Tensor = network(pictures).float()
+        return told
+    small = nn.functional.adaptive_avg_pool2d(pictures.float() / 255, _SIDE)
+    return small.flatten(1) / (3**0.5 * _SIDE)
 
 
 @dataclass

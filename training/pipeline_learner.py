@@ -117,7 +117,7 @@ class PipelineLearner(Learner):
     # -- what a Learner is ---------------------------------------------------------------------------------------
 
     def denoiser(
-        self, prompts: Sequence[str], guidance: str = "none", told: Mapping[str, Tensor] | None = None
+        self, prompts: Sequence[str | None], guidance: str = "none", told: Mapping[str, Tensor] | None = None
     ) -> Guided:
         """told: further arguments of the network, a row for each prompt."""
         rule = parse(guidance)
@@ -127,7 +127,7 @@ class PipelineLearner(Learner):
             conditions["uncond"] = self.conditions.of([""], negative=True)
         nets = {name: _Network(net, acting(net), self.weights, self.autocast) for name, net in self.networks.items()}
         denoisers = {n: NetworkDenoiser(net, schedule, kind) for n, net in {"main": self._network(), **nets}.items()}
-        return Guided(denoisers, rule, conditions, self.decode, prompts)
+        return Guided(denoisers, rule, conditions, self.decode, [prompt or "" for prompt in prompts])
 
     def inner(self, prompts: Sequence[str], x: Tensor, level: Level) -> Tensor:
         """(B, C, H, W) or (B, C, N, 1): what reaches the middle of the network of noisy latents, as `middle_features`

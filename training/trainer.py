@@ -360,6 +360,8 @@ class Run(ABC):
         """A checkpoint, with what every process's method remembers; the first one writes."""
         memories = self.processes.gathered(self.memory)
         if self._first:
+            if all(checkpoint.same(memory, memories[0]) for memory in memories[1:]):
+                memories = memories[:1]  # such as a target network, which all have
             state = {
                 "update": self.update, "pictures": self.pictures, "seconds": self.seconds, "stopped": self.stopped,
                 "looks": self.looks, "notices": self.notices, "guard": self.guard.plain(), "memories": memories,

@@ -243,10 +243,10 @@ class DistributionMatching(DistillMethod):
 
     def denoising(self, ctx: DistillContext, pictures: Pictures, clean: Tensor, x: Tensor, level: Level) -> Tensor:
         """The fake's error in what its network predicts, with some prompts left out where it is to be guided."""
-        prompts = list(pictures.prompts)
+        prompts: list[str | None] = list(pictures.prompts)
         if self.dropout:
             left_out = [_share(derived_seed(seed, "dropout")) < self.dropout for seed in pictures.seeds]
-            prompts = ["" if out else prompt for prompt, out in zip(prompts, left_out, strict=True)]
+            prompts = [None if out else prompt for prompt, out in zip(prompts, left_out, strict=True)]
         told = ctx.roles.need(FAKE).denoiser(prompts)(x, level)
         loss: Tensor = (told.native - told.with_denoised(clean).native.detach()).square().mean()
         ctx.log(fake_error=loss)

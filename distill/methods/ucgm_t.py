@@ -167,7 +167,7 @@ class UCGMT(DistillMethod):
         assert pictures.clean is not None
         out = self.left_out(pictures)
         student = ctx.roles.student.denoiser(
-            ["" if gone else prompt for prompt, gone in zip(pictures.prompts, out, strict=True)]
+            [None if gone else prompt for prompt, gone in zip(pictures.prompts, out, strict=True)]
         )
         level = level_at(student.schedule, t)
         said = student(level.alpha * pictures.clean + level.sigma * z, level)
@@ -198,7 +198,7 @@ class UCGMT(DistillMethod):
             return x, z
         inside = 0 < flow_time(said.level) < self.interval
         if self.consistency == 0 and target is not None:
-            null = target.denoiser([""] * len(pictures))(said.x, said.level)
+            null = target.denoiser([None] * len(pictures))(said.x, said.level)
             out = left_out.reshape(-1, *[1] * (x.dim() - 1))
             return (
                 self._boosted(x, said.denoised, null.denoised, inside, out),

@@ -43,7 +43,7 @@ def is_foreign(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return path.suffix == ".npz" and bool(_KEYS & {name.removesuffix(".npy") for name in archive.namelist()})
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
 
 
@@ -57,12 +57,12 @@ def read_foreign(file: Path, assume: str | None) -> Collected:
     network = _NETWORK_OF.get(assume, "inception")
     try:
         found = _contents(file, "fd_dinov2" if network == "dinov2" else "fid")
+        return _collected(file, found, network, assume)
     except UsageError:
         raise
     except Exception as error:  # readers of hostile files raise nearly anything
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{file} cannot be read as statistics ({why}); fetch it again") from None
-    return _collected(file, found, network, assume)
 
 
 def _contents(file: Path, which: str) -> Mapping[str, Any]:

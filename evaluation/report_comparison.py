@@ -90,7 +90,7 @@ def _differences(heads: Mapping[str, Mapping[str, Result]], metrics: Iterable[st
         results = [head[metric] for head in heads.values() if metric in head]
         ways: dict[str, set[Any]] = {
             "protocols": {r.protocol for r in results},
-            "features": {(r.provenance.get("extractor"), r.provenance.get("preprocessing")) for r in results},
+            "features": {str([r.provenance.get(name) for name in ("extractor", "preprocessing")]) for r in results},
             "numbers of pictures": {(r.n_real, r.n_generated) for r in results},
         }
         for way in [way for way, values in ways.items() if len(values) > 1]:

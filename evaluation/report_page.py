@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,17 +56,23 @@ def render(
     histograms: Several[plots.Histogram] = (),
 ) -> str:
     """The page as text; every name that a user gave is escaped."""
-    import jinja2
-
     named = _named(reports)
     shown, drawn = _by_report(galleries, named, "galleries"), _by_report(histograms, named, "histograms")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    filled = _template().render(
         title="Scores of " + (_short(next(iter(named))) if len(named) == 1 else f"{len(named)} sets of pictures"),
         sections=[_section(name, report, shown[name], drawn[name]) for name, report in named.items()],
         comparison=compare(named) if len(named) > 1 else None,
+    )
+    return str(filled)
+
+
+@functools.cache
+def _template() -> Any:
+    """Compiled once: that takes longer than to fill it."""
+    import jinja2
+
+    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     )
 
 
@@ -172,8 +179,8 @@ def _facts(report: Report) -> list[str]:
     facts = [
         f"{about.get('pictures', '?')} {which} ({about.get('name', '')})" for which, about in report.sources.items()
     ]
-    if "seconds" in report.environment:
-        facts.append(f"{float(report.environment['seconds']):.3g} s on {report.environment.get('device', '')}")
+    if isinstance(seconds := report.environment.get("seconds"), (int, float)):
+        facts.append(f"{seconds:.3g} s on {report.environment.get('device', '')}")
     return facts
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..documents import plain_json
 from ..errors import UsageError, nearest
 from ..storage import disk_errors, write_text
 
@@ -54,7 +55,7 @@ class Report:
     results: tuple[Result, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)  # metric -> reason
     warnings: tuple[str, ...] = ()
-    sources: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Result:
@@ -96,12 +97,10 @@ class Report:
         file = Path(path)
         file = file if file.suffix == ".json" else file / "metrics.json"
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = plain_json(file.read_text(encoding="utf-8"))
             if found.pop("schema") != SCHEMA:
                 raise UsageError(f"{file} was written by another version of pilotage; score again")
-            results = tuple(_result(r) for r in found.pop("results"))
-            warnings = tuple(found.pop("warnings"))
-            return cls(results=results, warnings=warnings, **found)
+            return _checked(found)
         except OSError as error:
             raise UsageError(f"{file} cannot be read ({error.strerror}); give a folder with metrics.json") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -173,11 +172,22 @@ def _text(content: str) -> Text:
     return Text(content)
 
 
-def _result(found: dict[str, Any]) -> Result:
+def _checked(found: dict[str, Any]) -> Report:
+    """The report that JSON holds, every value of the kind that its field has. ValueError for other keys and kinds."""
+    from pydantic import TypeAdapter
+
+    known = {field.name for field in fields(Result)}
+    results = [_whole(one) for one in found["results"]]
+    if found.keys() - {field.name for field in fields(Report)} or any(one.keys() - known for one in results):
+        raise ValueError("it has keys of no report")
+    return TypeAdapter(Report).validate_python({**found, "results": results})
+
+
+def _whole(found: dict[str, Any]) -> dict[str, Any]:
+    """The nan that JSON has not."""
     interval = found.get("interval")
-    ends = tuple(math.nan if end is None else end for end in interval) if interval else None
-    result = Result(**{**found, "interval": ends, "cautions": tuple(found.get("cautions", ()))})
-    return replace(result, value=math.nan) if result.value is None else result
+    ends = [math.nan if end is None else end for end in interval] if interval else None
+    return {**found, "interval": ends, "value": math.nan if found["value"] is None else found["value"]}
 
 
 def _plain(value: Any) -> Any:

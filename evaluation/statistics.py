@@ -77,7 +77,7 @@ def is_own(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return "meta.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
 
 
@@ -115,7 +115,8 @@ def read_statistics(path: str | Path, *, assume: str | None = None) -> Collected
             if meta.get("schema") != SCHEMA:
                 raise UsageError(f"{file} was written by another version of pilotage; run `pilotage stats` again")
             return _collected(file, meta, {name: arrays[name] for name in arrays.files if name != "meta"})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, MemoryError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError,
+            RecursionError, MemoryError, zipfile.BadZipFile) as e:  # fmt: skip
         if isinstance(e, UsageError):
             raise
         raise UsageError(f"{file} is damaged ({e}); make it again with `pilotage stats`") from None

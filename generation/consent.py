@@ -48,8 +48,9 @@ def _opened(asked: Mapping[str, Any]) -> Iterator[str]:
     for key in FILES:
         if key in asked:
             yield f"the file {asked[key]!r:.100} as {key}"
-    if asked.get("call"):
-        yield f"arguments of the pipeline's call ({', '.join(map(str, asked['call'])):.100})"
+    if call := asked.get("call"):
+        named = ", ".join(map(str, call)) if isinstance(call, (Mapping, list)) else str(call)
+        yield f"arguments of the pipeline's call ({named:.100})"
     memory = asked.get("memory")
     if isinstance(memory, Mapping) and memory.get("compile"):
         yield "its network to be compiled"

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import plain_json
 from ..errors import UsageError
-from ..storage import disk_errors
+from ..storage import disk_errors, make_folder
 
 LOCK = "run.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -47,16 +48,30 @@ class Holder:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, which must be there. UsageError where somebody else does."""
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold the folder, which must be there, or what that lock in it stands for. UsageError where somebody else does."""
     with disk_errors(folder):
-        handle = _acquired(folder / LOCK)
+        handle = _acquired(folder / name)
     try:
         yield
     finally:
         with suppress(OSError):  # unlinked while it is held: whoever has it open already will see that it is gone
-            (folder / LOCK).unlink()
+            (folder / name).unlink()
         os.close(handle)
+
+
+@contextmanager
+def claimed(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Make the folder and hold it; a folder that is still empty at the end goes again, if it was made here."""
+    existed = folder.exists()
+    make_folder(folder)
+    try:
+        with locked(folder, name):
+            yield
+    finally:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -90,13 +105,22 @@ def _acquired(path: Path) -> int:
                     f"{before or 'another process'} works in {path.parent} already; wait, or choose another output"
                 )
             if _is_at(handle, path):
-                os.truncate(handle, 0)
-                os.pwrite(handle, json.dumps(asdict(Holder.here())).encode(), 0)
+                _sign(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # the one who had it left while we came: its file is gone, the next try makes another
+
+
+def _sign(handle: int, path: Path) -> None:
+    """Write down who holds it; on a full disk it goes again."""
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps(asdict(Holder.here())).encode(), 0)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _try(handle: int, shared: bool = False) -> bool | None:
@@ -124,10 +148,11 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _read(handle: int) -> Holder | None:
     try:
-        found: Any = json.loads(os.pread(handle, 4096, 0))
-        return Holder(int(found["pid"]), str(found["host"]))
+        found: Any = plain_json(os.pread(handle, 4096, 0))
+        pid, host = found["pid"], found["host"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return Holder(pid, str(host)) if type(pid) is int and 0 < pid < 2**31 else None
 
 
 def _is_alive(pid: int) -> bool:

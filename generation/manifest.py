@@ -19,6 +19,7 @@ from typing import Any
 from ..storage import append_line, disk_errors, write_text
 
 MANIFEST = "manifest.jsonl"
+_MOST = 1e15  # evaluations or seconds that a picture may say it took
 
 
 def manifest_of(rank: int) -> str:
@@ -38,9 +39,9 @@ def finished_items(folder: Path, count: int) -> dict[int, dict[str, Any]]:
     for item in _lines(folder):
         try:
             index = item["index"]
-            if isinstance(index, int) and 0 <= index < count and _unchanged(place, item):
+            if isinstance(index, int) and 0 <= index < count and _told(item) and _unchanged(place, item):
                 items[index] = item
-        except (KeyError, TypeError, ValueError, OSError):
+        except (KeyError, TypeError, ValueError, AttributeError, OSError):
             continue
     return items
 
@@ -52,7 +53,7 @@ def count_items(folder: Path) -> int:
 
 def recent_seconds(folder: Path, most: int = 200) -> float | None:
     """Seconds that one of the last pictures of a manifest took, on average; None without pictures."""
-    found = [item["seconds"] for item in _lines(folder) if type(item.get("seconds")) in (int, float)][-most:]
+    found = [item["seconds"] for item in _lines(folder) if _is_amount(item.get("seconds"))][-most:]
     return sum(found) / len(found) if found else None
 
 
@@ -67,10 +68,19 @@ def _lines(folder: Path) -> Iterator[dict[str, Any]]:
                 yield item
 
 
+def _told(item: Mapping[str, Any]) -> bool:
+    """Are its cost and time there, as the pages read them?"""
+    return _is_amount(item["seconds"]) and all(map(_is_amount, item["evaluations"].values()))
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _MOST
+
+
 def _unchanged(place: str, item: Mapping[str, Any]) -> bool:
     """Strings and not Paths: fifty thousand times."""
     name = item["file"]
-    if os.path.basename(name) != name:  # noqa: PTH119
+    if os.path.basename(name) != name or name in (".", ".."):  # noqa: PTH119
         return False
     found = os.stat(place + name)  # noqa: PTH116
     if found.st_size != item["bytes"]:

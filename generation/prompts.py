@@ -30,7 +30,10 @@ def _lines(text: str) -> list[str]:
 
 
 def _table(path: Path, text: str) -> dict[str, Any]:
-    rows = list(csv.DictReader(text.splitlines()))
+    try:
+        rows = list(csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise UsageError(f"{path} is no table: {error}; a quote may be open") from None
     columns = set(rows[0]) if rows else {"prompt"}
     if "prompt" not in columns:
         raise UsageError(f"{path} has no column called prompt; its first line must name the columns")

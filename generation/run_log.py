@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ..documents import Unreadable, plain_json
 from ..storage import append_line, disk_errors
 
 LOG = "log.jsonl"
@@ -68,8 +69,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Its lines; what is no line, such as half of one, is passed over."""
     path, found = folder / LOG, []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(ValueError, RecursionError):
-            entry = json.loads(line)
+        with suppress(Unreadable):
+            entry = plain_json(line)
             if isinstance(entry, dict):
                 found.append(entry)
     return found

@@ -6,19 +6,19 @@ update. Of a comparison: its cells. Of scores: metrics.json.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..documents import plain_yaml
-from ..errors import UsageError
+from ..documents import plain_json, plain_yaml
+from ..errors import UsageError, one_line
 from .lock import holder_of
 from .manifest import count_items, recent_seconds
 from .run_log import LOG, read_log
 
+_FAR = 1e12  # no run has so many units, nor lasts so many seconds
 _RECENT = 50  # updates whose speed is the speed
 _RESULTS = ("lora", "network", "student")  # of a training; its card is there when it is finished
 
@@ -54,9 +54,8 @@ class Status:
             said.append(f"{spelled(self.seconds_left)} left")
         if self.quiet is not None and self.state in ("unknown", "stopped"):
             said.append(f"last line {spelled(self.quiet)} ago")
-        return f"{self.folder}: {self.kind}, {self.state}{by}: {', '.join(said)}" + (
-            f"; {' '.join(self.notice.split())}" if self.notice else ""
-        )
+        notice = f"; {' '.join(self.notice.split())}" if self.notice else ""
+        return one_line(f"{self.folder}: {self.kind}, {self.state}{by}: {', '.join(said)}{notice}")
 
 
 def spelled(seconds: float) -> str:
@@ -107,7 +106,7 @@ def _of_pictures(folder: Path, spec: Mapping[str, Any]) -> Status:
     done, of = count_items(folder), _pictures(log, spec)
     rate = _rate_of_start(log) or _rate_of_items(folder, log)
     state = "running" if holder else "finished" if done == of else "stopped"
-    left = (of - done) / rate if of is not None and rate and state == "running" else None
+    left = _left(done, of, rate) if state == "running" else None
     said = [_said(entry) for entry in log if entry.get("event") in ("memory", "stopped", "failed")]
     return Status(
         str(folder), "pictures", state, "pictures", done, of, rate, left, _quiet(folder),
@@ -133,16 +132,16 @@ def _rate_of_start(log: Sequence[Mapping[str, Any]]) -> float | None:
     try:
         pictures = since[-1]["finished"] - since[0]["finished"]
         seconds = since[-1]["seconds"] - since[0]["seconds"]
-        return pictures / seconds if pictures > 0 and seconds > 0 else None
     except (KeyError, TypeError):
         return None
+    return _speed(pictures, seconds)
 
 
 def _rate_of_items(folder: Path, log: Sequence[Mapping[str, Any]]) -> float | None:
     """Before the log says more: what the last pictures took, with so many processes."""
     seconds = recent_seconds(folder)
     processes = [entry["processes"] for entry in log if isinstance(entry.get("processes"), int)]
-    return (processes[-1] if processes else 1) / seconds if seconds else None
+    return _speed(processes[-1] if processes else 1, seconds)
 
 
 def _said(entry: Mapping[str, Any]) -> str:
@@ -161,8 +160,9 @@ def _of_training(folder: Path, spec: Mapping[str, Any]) -> Status:
     finished = any((folder / name / "README.md").is_file() for name in _RESULTS)
     rate = _updates_a_second([lines[update] for update in sorted(lines)])
     state = "running" if holder else "finished" if finished else "unknown"
-    left = (of - done) / rate if of is not None and rate and state != "finished" else None
-    notices = [text for update in sorted(lines) for text in lines[update].get("notices") or []]
+    left = _left(done, of, rate) if state != "finished" else None
+    told = [lines[update].get("notices") for update in sorted(lines)]
+    notices = [text for texts in told if isinstance(texts, list) for text in texts]
     return Status(
         str(folder), "training", state, "updates", done, of, rate, left, _quiet(folder),
         str(holder) if holder else None, str(notices[-1]) if notices else "",
@@ -174,7 +174,18 @@ def _updates_a_second(lines: Sequence[Mapping[str, Any]]) -> float | None:
     if len(recent) < 2:
         return None
     updates, seconds = (recent[-1][name] - recent[0][name] for name in ("update", "seconds"))
-    return updates / seconds if seconds > 0 else None
+    return _speed(updates, seconds)
+
+
+def _speed(units: float, seconds: float | None) -> float | None:
+    """Units a second; None where a clock, or whoever wrote the log, makes no sense."""
+    if seconds is None or not (0 < units < _FAR and 0 < seconds < _FAR):
+        return None
+    return units / seconds
+
+
+def _left(done: int, of: int | None, rate: float | None) -> float | None:
+    return (of - done) / rate if of is not None and rate and 0 <= of - done < _FAR else None
 
 
 def _of_comparison(folder: Path) -> Status:
@@ -192,7 +203,7 @@ def _of_comparison(folder: Path) -> Status:
 
 def _of_scores(folder: Path) -> Status:
     try:
-        count = len(json.loads((folder / "metrics.json").read_bytes())["results"])
+        count = len(plain_json((folder / "metrics.json").read_bytes())["results"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder / 'metrics.json'} cannot be read; score again") from None
     return Status(str(folder), "scores", "finished", "metrics", count)

@@ -20,9 +20,12 @@ class UsageError(ValueError):
 
 def one_line(text: str) -> str:
     """Blanks for line breaks and \\x1b for what a terminal would obey; cut where it is very long."""
-    text = str(text)
-    text = text if len(text) <= MOST else f"{text[: MOST - 3]}..."
-    return text if text.isprintable() else "".join(map(_printable, text))
+    text = _cut(str(text))
+    return text if text.isprintable() else _cut("".join(map(_printable, text)))  # which may have become longer
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
 
 
 def _printable(character: str) -> str:

@@ -91,8 +91,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """As UTF-8. Half a surrogate pair, which JSON may hold and UTF-8 may not, is written as JSON writes it."""
     with disk_errors(path.parent), whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -109,12 +110,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder, with a check that it can be written to."""
+    """The folder, with a check that it can be written to. A check that was interrupted or killed leaves nothing."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}{PART}"  # processes come here together
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            (folder / f".probe-{os.getpid()}{PART}").write_bytes(b"")
+        finally:
+            for probe in folder.glob(f".probe-*{PART}"):  # processes come here together, and may take each other's
+                probe.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, wanted: int) -> None:

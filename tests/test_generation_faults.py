@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking_tools import forked
 from generation_tools import process, tiny_settings, tiny_spec
 
 from pilotage.errors import UsageError
@@ -37,6 +38,12 @@ def finished(model: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert run(tiny_spec(output=str(folder)), model=model).made == 6
     return folder
+
+
+@pytest.fixture(scope="module")
+def by_one(model: Loaded) -> list[bytes]:
+    """The pictures of a run whose batches have one picture each."""
+    return [sample.image.tobytes() for sample in generate(tiny_spec(batch_size=1), model=model)]
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -160,9 +167,8 @@ open(f"{out}/said", "w").write(json.dumps(said))
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("hostile")
-    child = process(SCRIPT, json.dumps(tiny_settings()), str(out), stderr=-1)
-    error = child.communicate(timeout=240)[1]
-    assert child.returncode == 0, error[-4000:]
+    code, _, error = forked(SCRIPT, json.dumps(tiny_settings()), str(out))
+    assert code == 0, error[-4000:]
     return out, json.loads((out / "said").read_text())
 
 
@@ -398,9 +404,8 @@ def _too_small(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception) -> 
     ],
 )
 def test_a_batch_that_does_not_fit_is_halved(
-    tmp_path: Path, model: Loaded, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, model: Loaded, by_one: list[bytes], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    by_one = [s.image.tobytes() for s in generate(tiny_spec(batch_size=1), model=model)]
     tried = _too_small(monkeypatch, 1, error)
     done = run(tiny_spec(output=str(tmp_path / "run")), model=model)
     assert tried == [4, 2, 1, 1, 1, 1, 1, 1], "tried again with fewer, and remembered"

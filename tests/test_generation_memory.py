@@ -57,10 +57,18 @@ def acts(
 RULES = ("cfg:scale=5", "apg:scale=5", "pag:weight=3", "cfg:scale=5 + adaptive:threshold=0.9")
 
 
-@pytest.mark.parametrize("guidance", RULES)
+SWITCHES: tuple[dict[str, Any], ...] = (
+    {"channels_last": True}, {"vae_slicing": True}, {"vae_tiling": True}, {"vae_slicing": True, "vae_tiling": True},
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "switches",
-    [{"vae_slicing": True}, {"vae_tiling": True}, {"channels_last": True}, {"vae_slicing": True, "vae_tiling": True}],
+    ("switches", "guidance"),
+    [  # those of the autoencoder come after the rule: every one of them with every rule in `make test-all`
+        pytest.param(switches, rule, marks=[pytest.mark.full] if place and rule != RULES[0] else [])
+        for place, switches in enumerate(SWITCHES)
+        for rule in RULES
+    ],
     ids=str,
 )
 def test_the_rule_acts_and_the_picture_stays(switches: dict[str, Any], guidance: str) -> None:

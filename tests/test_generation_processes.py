@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generation_tools import process
+from forking_tools import forked
 
 from pilotage.errors import UsageError
 from pilotage.evaluation.processes import Processes
@@ -35,7 +35,7 @@ settings, world, out = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-children = []
+model, children = open_model(RunSpec(**settings)), []
 for rank in range(world):  # forked, so that what was imported is imported once
     children.append(os.fork())
     if not children[-1]:
@@ -45,8 +45,7 @@ else:
 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
 where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
 os.environ |= {name: str(value) for name, value in (ranks | where).items()}
-processes = Processes.found()
-model, real, said = open_model(RunSpec(**settings)), place.save, {}
+processes, real, said = Processes.found(), place.save, {}
 
 def attempt(name, folder, **changes):
     made = []
@@ -91,9 +90,8 @@ open(f"{out}/said.{processes.rank}", "w").write(json.dumps(said))
 
 def launched(world: int, out: Path) -> list[dict[str, Any]]:
     """What each of so many processes says."""
-    parent = process(SCRIPT, json.dumps(SETTINGS), str(world), str(out), stderr=-1)
-    error = parent.communicate(timeout=240)[1]
-    assert parent.returncode == 0, error[-4000:]
+    code, _, error = forked(SCRIPT, json.dumps(SETTINGS), str(world), str(out))
+    assert code == 0, error[-4000:]
     return [json.loads((out / f"said.{rank}").read_text()) for rank in range(world)]
 
 
@@ -158,7 +156,8 @@ def test_one_process_goes_on_where_three_stopped(alone: Path, tmp_path: Path) ->
 
 def test_manifests_are_gathered_or_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between the new manifest and the end of the parts: every entry is still there, once."""
-    entries = {i: {"index": i, "file": f"{i:06d}.png", "bytes": 1, "sha256": "", "changed": 0} for i in range(4)}
+    rest = {"bytes": 1, "sha256": "", "changed": 0, "evaluations": {"cond": 2.0}, "seconds": 0.1}
+    entries = {i: {"index": i, "file": f"{i:06d}.png", **rest} for i in range(4)}
     for i in entries:
         (tmp_path / f"{i:06d}.png").write_bytes(b"x")
         os.utime(tmp_path / f"{i:06d}.png", ns=(0, 0))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from generation_tools import process, tiny_folder, tiny_settings, tiny_spec
+from forking_tools import forked
+from generation_tools import tiny_folder, tiny_settings, tiny_spec
 from PIL import Image
 
 from pilotage.errors import UsageError
@@ -200,8 +201,7 @@ manifest.append_line = append
 folder.run(RunSpec(**json.loads(sys.argv[1])))
 """
     settings = tiny_settings(output=str(tmp_path / "killed"))
-    child = process(code, json.dumps(settings))
-    assert child.wait(500) == -signal.SIGKILL
+    assert forked(code, json.dumps(settings))[0] == -signal.SIGKILL
     assert len(held(tmp_path / "killed")) == 6
     assert run(tiny_spec(output=settings["output"]), model=model).made == 2
     assert held(tmp_path / "killed") == held(finished)

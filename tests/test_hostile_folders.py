@@ -18,14 +18,22 @@ from generation_tools import pilotage, tiny_folder, tiny_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pilotage.distill.data import _captions, _fitted
 from pilotage.errors import UsageError
-from pilotage.evaluation.statistics import read_statistics
-from pilotage.finetune.ranking.files import _opened
+from pilotage.evaluation import reference
+from pilotage.evaluation.report_page import render
+from pilotage.evaluation.results import Report, Result
+from pilotage.evaluation.statistics import read_statistics, write_statistics
+from pilotage.finetune.ranking.drawing import Drawing
+from pilotage.finetune.ranking.files import STATE, Ranking, Stop, Wish, _opened, read_state, write_state
 from pilotage.generation import RunSpec, generate, load
+from pilotage.generation.manifest import finished_items, hash_of
+from pilotage.generation.prompts import read_prompts
 from pilotage.generation.recommended import FILE, base_of, recommended, write_recommended
+from pilotage.generation.status import status_of
 from pilotage.guidance.modifiers.linear import LinearCoefficients
 from pilotage.samplers.fit_grid import FittedGrid
 from pilotage.samplers.teleport import GaussianMap
@@ -174,16 +182,16 @@ def test_statistics_that_unpack_without_end(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "x.npz"
     np.savez_compressed(path, mu=np.zeros(2**21), sigma=np.eye(3))
     assert path.stat().st_size < 2**16
-    refused(lambda: read_statistics(path, assume="clean-fid"), f"unpacks to {2**24 + 328}: a bomb")
+    refused(lambda: read_statistics(path, assume="clean"), f"unpacks to {2**24 + 328}: a bomb")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt", ".pkl"])
 def test_pickles_as_statistics(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(pickle.dumps(Evil()))
-    refused(lambda: read_statistics(path, assume="clean-fid"))
+    refused(lambda: read_statistics(path, assume="clean"))
     np.savez(tmp_path / "y.npz", mu=np.array([Evil()], dtype=object), sigma=np.eye(1))
-    refused(lambda: read_statistics(tmp_path / "y.npz", assume="clean-fid"))
+    refused(lambda: read_statistics(tmp_path / "y.npz", assume="clean"))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -195,9 +203,23 @@ def test_damaged_statistics_are_read_or_refused(tmp_path: Path, at: float, new: 
     place = int(at * len(content))
     path.write_bytes(content[:place] if cut else content[:place] + new + content[place + len(new) :])
     try:
-        read_statistics(path, assume="clean-fid")
+        read_statistics(path, assume="clean")
     except UsageError as error:
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{"mu": b""}, {"mu": "x"}, {"mu": ["x", "y", "z"]}, {"sigma": b"x"}, {"mu": [np.nan] * 3},
+     {"mu": 3.0}, {"feats": "x"}, {"feats": 3.0}, {"feats": [["x"]]}],
+    ids=str,
+)  # fmt: skip
+def test_statistics_of_other_kinds_are_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    usual = {"mu": np.zeros(3), "sigma": np.eye(3)}
+    np.savez(tmp_path / "x.npz", **usual)
+    read_statistics(tmp_path / "x.npz", assume="clean")
+    np.savez(tmp_path / "x.npz", **{name: np.array(value) for name, value in (usual | arrays).items()})
+    refused(lambda: read_statistics(tmp_path / "x.npz", assume="clean"))
 
 
 READERS: dict[str, Callable[[Path], Any]] = {"grid": FittedGrid.load, "linear": LinearCoefficients.load}
@@ -251,7 +273,8 @@ def data(tmp_path: Path) -> Path:
     ['{"file_name": "../outside.png", "text": "x"}', '{"file_name": "/etc/passwd", "text": "x"}',
      '{"file_name": "link.png", "text": "x"}', '{"file_name": "folder/../../outside.png", "text": "x"}',
      '{"file_name": "a\\u0000.png", "text": "x"}', '{"file_name": "loop", "text": "x"}', "3", "[]", "{}", "[" * 10**5,
-     '{"file_name": "a.png"}', '{"file_name": "a.png", "text": ' + "9" * 5000 + "}"],
+     '{"file_name": "", "text": "x"}', '{"file_name": "gone.png", "text": "x"}', '{"file_name": "a.png"}',
+     '{"file_name": "a.png", "text": ' + "9" * 5000 + "}"],
 )  # fmt: skip
 def test_a_list_of_captions_names_pictures_of_its_folder_alone(data: Path, line: str) -> None:
     (data / "link.png").symlink_to(data.parent / "outside.png")
@@ -282,7 +305,7 @@ def test_long_lines_and_many(data: Path) -> None:
 )
 def test_what_is_no_picture_is_taken_out(data: Path, content: bytes) -> None:
     (data / "a.png").write_bytes(content)
-    refused(lambda: _fitted(data / "a.png", 8), "take it out of the data")
+    refused(lambda: _fitted(data / "a.png", (8, 8)), "take it out of the data")
 
 
 # -- pages of runs ---------------------------------------------------------------------------------------------------
@@ -354,3 +377,128 @@ def test_manifests_and_logs_of_strangers_are_passed_over(tmp_path: Path, capsys:
             assert pilotage(*command) == 2
             told = capsys.readouterr().err
             assert "Traceback" not in told and "run.yaml" in told
+
+
+# -- numbers and kinds that make no sense ------------------------------------------------------------------------------
+
+NUMBERS = (True, -1, 10**299, 1e308, float("nan"), float("inf"))
+HOSTILE: tuple[Any, ...] = (*NUMBERS, None, "\x1b[2J", "\ud800", [], {}, [[3]])
+TOLD = {"event": "failed", "time": "", "finished": 1, "of": 2, "processes": 1, "note": "x", "why": "y", "seconds": 2.0}
+UPDATE = {"update": 1, "seconds": 1.0, "pictures": 2, "reward": 0.5, "notices": ["low"], "held_out": {"reward": 0.5}}
+
+
+@pytest.mark.parametrize("updates", [None, 4, "x", [4]])
+def test_the_state_of_any_run_is_told_in_one_line(tmp_path: Path, updates: Any) -> None:
+    """Speeds of infinite or negative time, notices that are none, terminal codes in any place."""
+    spec = {"prompts": ["a"]} | ({} if updates is None else {"updates": updates})
+    (tmp_path / run_folder.RUN).write_text(json.dumps({"spec": spec}))
+    first = UPDATE if updates else TOLD | {"event": "begin", "finished": 0, "seconds": 0.0}
+    usual = UPDATE | {"update": 2} if updates else TOLD
+    for key in usual:
+        for value in HOSTILE:
+            (tmp_path / run_folder.LOG).write_text(
+                "\n".join(json.dumps(line) for line in (first, usual | {key: value}))
+            )
+            (tmp_path / "manifest.jsonl").write_text(json.dumps({"index": 0, "seconds": value}))
+            (tmp_path / "run.lock").write_text(json.dumps({"pid": value, "host": value}))
+            found = status_of(tmp_path)
+            assert found.line().isprintable()
+            json.loads(json.dumps(found.plain(), allow_nan=False))
+
+
+def test_half_a_surrogate_pair_in_a_log_comes_onto_the_page(tmp_path: Path) -> None:
+    (tmp_path / run_folder.LOG).write_text('{"update": 1, "reward": 1, "notices": ["\\ud800"], "\\udfff": 2}\n')
+    assert "\\ud800" in write_page(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_manifest_whose_costs_make_no_sense_names_no_pictures(tmp_path: Path) -> None:
+    """Its pictures are made again, so that what a page says of their cost is right."""
+    (tmp_path / "a.png").write_bytes(b"x")
+    item = {
+        "index": 0,
+        "file": "a.png",
+        "bytes": 1,
+        "sha256": hash_of(tmp_path / "a.png"),
+        "seconds": 1,
+        "evaluations": {},
+    }
+
+    def found(**changes: Any) -> bool:
+        (tmp_path / "manifest.jsonl").write_text(json.dumps(item | changes) + "\n")
+        return bool(finished_items(tmp_path, 1))
+
+    assert found() and found(evaluations={"cond": 2.5})
+    for value in HOSTILE:
+        assert not found(seconds=value) and not found(evaluations={"cond": value})
+        assert not found(evaluations=value) or value == {}
+        assert not found(file=value)
+    assert not found(file=".", bytes=tmp_path.stat().st_size, changed=tmp_path.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("results", 3), ("results", [3]), ("results", [{}]), ("warnings", 3), ("sources", {"real": "x"}), ("other", 1),
+     ("skipped", []), ("environment", "x"), ("results.value", "x"), ("results.interval", [1]), ("results.name", 3),
+     ("results.interval", ["a", "b"]), ("results.details", []), ("results.provenance", 3), ("results.n_real", "x"),
+     ("results.higher_is_better", 3), ("results.cautions", 3), ("results.other", 3), ("results.null", "[" * 99)],
+)  # fmt: skip
+def test_a_report_of_other_kinds_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    Report((Result("fid", 2.0, (1.0, 3.0), real=0.5),), {"kid": "few"}, ("w",), {"real": {"name": "x"}}).write(tmp_path)
+    assert Report.read(tmp_path)["fid"].interval == (1.0, 3.0)
+    block, _, inner = key.partition(".")
+    changed_json(
+        tmp_path / "metrics.json", lambda found: (found[block][0] if inner else found).update({inner or key: value})
+    )
+    refused(lambda: Report.read(tmp_path), "is no report of pilotage")
+
+
+def test_a_report_of_brackets_is_refused_and_one_of_odd_facts_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("[" * 10**5)
+    refused(lambda: Report.read(tmp_path), "is no report of pilotage")
+    odd = Report(
+        (Result("fid", 2.0, provenance={"extractor": [1], "preprocessing": {}}),), environment={"seconds": "x"}
+    )
+    odd.write(tmp_path)
+    read = Report.read(tmp_path)
+    assert "fid" in render({"one": read, "other": read})
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"tau": "x"}, {"tau": -1}, {"mode": "other"}, {"round": 1.5}, {"way": 3}, {"way": [[0, None, 1]]}, {"way": []},
+     {"way": [["x", None]]}, {"way": [[0, "x"]]}, {"drawn": None}, {"drawn": 10**30}, {"other": 1}, {"seed": []}],
+)  # fmt: skip
+def test_the_state_of_a_ranking_of_other_kinds_is_refused(tmp_path: Path, numbers: dict[str, Any]) -> None:
+    wish, latent = Wish(Drawing("a star")), torch.zeros(1, 2, 2)
+    write_state(tmp_path, wish, Ranking(wish.method.begin(latent), (Stop(latent, 0),), 1))
+    assert read_state(tmp_path, wish) is not None
+    path = tmp_path / STATE
+    told = json.loads(safe_open(path, "pt").metadata()["ranking"])
+
+    def with_head(told: Any) -> None:
+        save_file(load_file(path), path, metadata={"ranking": json.dumps(told)})
+        refused(lambda: read_state(tmp_path, wish), "choose another output")
+
+    with_head(told | {"numbers": told["numbers"] | numbers})
+    for other in ([], 3, told | {"numbers": 3}, told | {"wish": 3}, {"format": 1}):
+        with_head(other)
+
+
+def test_a_table_of_prompts_with_an_open_quote_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('prompt\n"' + "x" * 200_000)
+    refused(lambda: read_prompts(path), "a quote may be open")
+
+
+@pytest.mark.parametrize("value", [float("inf"), 10**200, "x", None, [], {}])
+@pytest.mark.parametrize("key", ["n", "side", "sizes", "outputs"])
+def test_statistics_that_say_odd_things_of_themselves(tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "x.npz"
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    write_statistics(reference(pictures, features="pixels"), path)
+    read_statistics(path)
+    with np.load(path) as opened:
+        arrays = {name: opened[name] for name in opened.files}
+    np.savez(path, **{**arrays, "meta": np.array(json.dumps(json.loads(str(arrays["meta"])) | {key: value}))})
+    if (key, value) not in (("sizes", {}), ("outputs", []), ("outputs", {}), ("outputs", "x"), ("side", 10**200)):
+        refused(lambda: read_statistics(path), "damaged")

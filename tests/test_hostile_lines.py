@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from hostile_tools import DRAWN, drawn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -110,11 +111,12 @@ def refusal(read: Callable[[str], Any], line: str) -> str | None:
     return told
 
 
+@DRAWN
 @pytest.mark.parametrize("kind", LINES)
-def test_any_line_is_understood_or_refused(kind: str) -> None:
+def test_any_line_is_understood_or_refused(kind: str, share: float) -> None:
     read, known = LINES[kind]
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @drawn(150, share)
     @given(line=lines(known))
     def check(line: str) -> None:
         refusal(read, line)
@@ -132,6 +134,8 @@ def test_bombs_are_refused_at_once(kind: str) -> None:
         f"{name}:scale=" + "'[" * 20_000, f"{name}:scale=1" + "+1" * 30_000, f"{name}:scale=1" + ".a" * 30_000,
         " of " * 20_000,
         f"{name}:scale='" + "\\" * 60_000, "1," * 40_000, "0-99999999999999999999", "\n" * 50_000,
+        "9" * 99_000, "9." * 49_000, f"{'9' * 45_000}.{'9' * 45_000}", "9" * 50_000 + " " * 49_000, "1e" + "9" * 90_000,
+        f"{name}:scale={'9' * 90_000}", f"{name}:scale={' ' * 90_000}", "a" * 90_000 + ":", "a." * 45_000, "-" * 90_000,
     ]  # fmt: skip
     begun = time.perf_counter()
     for bomb in bombs:
@@ -156,12 +160,16 @@ SCALARS = (
 WRITTEN = SCALARS | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4).map(tuple)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(known=st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), WRITTEN, max_size=4))
-@example({"high": 1e20, "low": -1e-20})
-def test_what_is_spelled_is_read_back(known: dict[str, Any]) -> None:
-    line = spelled("name", known)
-    assert pieces_of(line) == [line] and name_and_settings(line) == ("name", known)
+@DRAWN
+def test_what_is_spelled_is_read_back(share: float) -> None:
+    @drawn(200, share)
+    @given(known=st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), WRITTEN, max_size=4))
+    @example({"high": 1e20, "low": -1e-20})
+    def check(known: dict[str, Any]) -> None:
+        line = spelled("name", known)
+        assert pieces_of(line) == [line] and name_and_settings(line) == ("name", known)
+
+    check()
 
 
 def rules() -> st.SearchStrategy[str]:
@@ -175,14 +183,18 @@ def rules() -> st.SearchStrategy[str]:
     return st.lists(st.sampled_from(sorted(RULES)).flatmap(of), min_size=1, max_size=3).map(" + ".join)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(line=rules())
-def test_a_rule_is_read_back_as_it_was(line: str) -> None:
-    try:
-        rule = parse(line)
-    except UsageError:
-        return
-    assert parse(spell(rule)) == rule and spell(parse(spell(rule))) == spell(rule)
+@DRAWN
+def test_a_rule_is_read_back_as_it_was(share: float) -> None:
+    @drawn(300, share)
+    @given(line=rules())
+    def check(line: str) -> None:
+        try:
+            rule = parse(line)
+        except UsageError:
+            return
+        assert parse(spell(rule)) == rule and spell(parse(spell(rule))) == spell(rule)
+
+    check()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -206,4 +218,5 @@ def test_what_is_told_is_one_printable_line(text: str) -> None:
 def test_a_plain_message_stays_as_it_is_and_a_long_one_is_cut() -> None:
     plain = "größer als 5 °, 三; see 'x'"
     assert str(UsageError(plain)) == plain and str(UsageError()) == ""
-    assert len(str(UsageError("x" * 10**6))) == MOST
+    for text in ("x" * 10**6, "\x1b" * MOST, "\U000e0001" * 10**6):  # what is spelt out is ten times as long
+        assert len(str(UsageError(text))) == MOST and str(UsageError(text)).endswith("...")

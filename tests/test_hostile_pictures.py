@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from generation_tools import pilotage, tiny_folder
-from hypothesis import HealthCheck, given, settings
+from hostile_tools import DRAWN, drawn
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -218,25 +219,35 @@ def refused_or_read(path: Path) -> None:
         assert str(error).isprintable()
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_any_value_anywhere_in_the_metadata(tmp_path: Path, found: dict[str, Any], data: st.DataObject) -> None:
+@DRAWN
+def test_any_value_anywhere_in_the_metadata(tmp_path: Path, found: dict[str, Any], share: float) -> None:
     blocks = [*found, *(f"{b}__{key}" for b in ("spec", "batch", "run") for key in [*found[b], "self", "x"])]
-    changes = data.draw(st.dictionaries(st.sampled_from(blocks), JSON, max_size=2))
-    order = sorted(changes, key=lambda name: "__" not in name)  # whole blocks last
-    refused_or_read(written(tmp_path / "x.png", found, **{name: changes[name] for name in order}))
+
+    @drawn(150, share)
+    @given(changes=st.dictionaries(st.sampled_from(blocks), JSON, max_size=2))
+    def check(changes: dict[str, Any]) -> None:
+        order = sorted(changes, key=lambda name: "__" not in name)  # whole blocks last
+        refused_or_read(written(tmp_path / "x.png", found, **{name: changes[name] for name in order}))
+
+    check()
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(text=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_text_as_metadata(tmp_path: Path, text: bytes) -> None:
-    for kind in (ztext, itext):
-        (tmp_path / "x.png").write_bytes(png(kind(text)))
-        refused_or_read(tmp_path / "x.png")
+@DRAWN
+def test_any_text_as_metadata(tmp_path: Path, share: float) -> None:
+    @drawn(100, share)
+    @given(text=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+    def check(text: bytes) -> None:
+        for kind in (ztext, itext):
+            (tmp_path / "x.png").write_bytes(png(kind(text)))
+            refused_or_read(tmp_path / "x.png")
+
+    check()
+
+
+@pytest.mark.parametrize("value", [2.5, "x", True, [3], "\ud800"])
+def test_arguments_of_the_call_that_are_no_table(tmp_path: Path, found: dict[str, Any], value: Any) -> None:
+    with pytest.raises(UsageError, match="arguments of the pipeline's call"):
+        read_png(written(tmp_path / "x.png", found, spec__call=value), trust=False)
 
 
 def test_terminal_codes_in_metadata_are_not_obeyed(
@@ -322,16 +333,18 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
             read(path)
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(at=st.integers(8, 200), new=st.binary(min_size=1, max_size=8), cut=st.none() | st.integers(0, 300))
-def test_a_damaged_picture_is_read_or_refused(tmp_path: Path, at: int, new: bytes, cut: int | None) -> None:
-    whole = bytearray(png(ztext(b"{}")))
-    whole[at : at + len(new)] = new
-    (tmp_path / "x.png").write_bytes(bytes(whole[:cut]))
-    for read in (lambda: read_picture(str(tmp_path / "x.png")), lambda: read_png(tmp_path / "x.png")):
-        try:
-            read()
-        except UsageError as error:
-            assert str(error).isprintable()
+@DRAWN
+def test_a_damaged_picture_is_read_or_refused(tmp_path: Path, share: float) -> None:
+    @drawn(150, share)
+    @given(at=st.integers(8, 200), new=st.binary(min_size=1, max_size=8), cut=st.none() | st.integers(0, 300))
+    def check(at: int, new: bytes, cut: int | None) -> None:
+        whole = bytearray(png(ztext(b"{}")))
+        whole[at : at + len(new)] = new
+        (tmp_path / "x.png").write_bytes(bytes(whole[:cut]))
+        for read in (lambda: read_picture(str(tmp_path / "x.png")), lambda: read_png(tmp_path / "x.png")):
+            try:
+                read()
+            except UsageError as error:
+                assert str(error).isprintable()
+
+    check()

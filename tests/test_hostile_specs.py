@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hostile_tools import DRAWN, drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,12 +77,13 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@DRAWN
 @pytest.mark.parametrize("kind", SPECS)
-def test_any_value_at_any_key(kind: str, file: Path) -> None:
+def test_any_value_at_any_key(kind: str, share: float, file: Path) -> None:
     known = [*SPECS[kind].model_fields, "self", "settings", "model_config", "__class__"]
     keys = st.sampled_from(known) | st.sampled_from(known).map(lambda key: f"{key}.x")
 
-    @settings(max_examples=120, deadline=None, derandomize=True)
+    @drawn(120, share)
     @given(found=st.dictionaries(keys, VALUES, max_size=3))
     def check(found: dict[str, Any]) -> None:
         refusal(kind, file, yaml.safe_dump(found, allow_unicode=False))
@@ -101,9 +103,10 @@ TOKENS = (
 )  # fmt: skip
 
 
+@DRAWN
 @pytest.mark.parametrize("kind", ["run", "finetune"])
-def test_any_text(kind: str, file: Path) -> None:
-    @settings(max_examples=250, deadline=None, derandomize=True)
+def test_any_text(kind: str, share: float, file: Path) -> None:
+    @drawn(250, share)
     @given(text=st.lists(st.sampled_from(TOKENS) | st.text(max_size=4), max_size=15).map("".join) | st.text())
     def check(text: str) -> None:
         refusal(kind, file, text)
@@ -161,11 +164,15 @@ def test_what_is_plain_is_read() -> None:
             read("[" * 10**5)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(value=VALUES)
-def test_plain_data_comes_back(value: Any) -> None:
-    text = yaml.safe_dump(value)
-    assert repr(plain_yaml(text)) == repr(yaml.load(text, yaml.SafeLoader))
+@DRAWN
+def test_plain_data_comes_back(share: float) -> None:
+    @drawn(200, share)
+    @given(value=VALUES)
+    def check(value: Any) -> None:
+        text = yaml.safe_dump(value)
+        assert repr(plain_yaml(text)) == repr(yaml.load(text, yaml.SafeLoader))
+
+    check()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

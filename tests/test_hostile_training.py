@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from finetune_toys import ToyLearner, near
-from generation_tools import process
+from forking_tools import forked
 
 from pilotage.errors import UsageError
 from pilotage.finetune import FinetuneSpec, Opened, train
 from pilotage.finetune.methods.registry import make_method
 from pilotage.generation.lock import LOCK, locked
-from pilotage.storage import PART, disk_errors
+from pilotage.storage import PART, disk_errors, make_folder
 from pilotage.training import checkpoint, run_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
@@ -39,13 +39,14 @@ from pilotage.training.trainer import Run
 make_method("f-distill"), open_rewards("saturation"), load("embedded")  # what they import is imported once
 out = sys.argv[1]
 USUAL = ["a red star", "two rings", "--model", "embedded", "--batch", "2", "--rows", "2", "--steps", "2"]
-USUAL += ["--updates", "4"]
+USUAL += ["--updates", "3"]
 for line in ("checkpoint_every=1", "evaluate_every=0", "sheet_every=3", "held_out=[a star]", "held_out_seeds=2",
              "threads=1"):
     USUAL += ["--set", line]
 KINDS = {
     "finetune": ["finetune", *USUAL, "-r", "saturation"],
-    "distill": ["distill", *USUAL, "-m", "f-distill", "--data", "teacher:4", "--train", "lora", "--set", "fake=lora"],
+    "distill": ["distill", *USUAL, "-m", "f-distill:critic_steps=2", "--data", "teacher:4", "--train", "lora",
+                "--set", "fake=lora"],
 }
 
 def forked(kind, name, before=lambda: None):
@@ -74,11 +75,15 @@ def begun(name):
         assert time.monotonic() - first < 60, told(name)
         time.sleep(0.005)
 
-def killed(kind, seed):
-    chance, codes = random.Random(seed), []
-    for _ in range(3):
+def killed(kind, seed):  # each time after none or one more update, and a moment
+    chance, codes, log = random.Random(seed), [], f"{out}/{kind}-killed/log.jsonl"
+    lines = lambda: open(log, "rb").read().count(b"\\n") if os.path.exists(log) else 0
+    for more in chance.sample((0, 1, 1), 3):
+        wanted = lines() + more
         child = forked(kind, f"{kind}-killed")
-        time.sleep(chance.uniform(*(0.3, 1.2) if kind == 'finetune' else (1, 3)))
+        while lines() < wanted and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         codes.append(code_of(child))
     return codes, code_of(forked(kind, f"{kind}-killed"))
@@ -125,9 +130,8 @@ print(json.dumps(said))
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """All that needs processes, which one program forks, so that the libraries are imported once."""
     out = tmp_path_factory.mktemp("trainings")
-    child = process(SCRIPT, str(out), stdout=-1, stderr=-1)
-    told, error = child.communicate(timeout=150)
-    assert child.returncode == 0, error[-2000:]
+    code, told, error = forked(SCRIPT, str(out))
+    assert code == 0, error[-2000:]
     return out, json.loads(told.splitlines()[-1])
 
 
@@ -159,7 +163,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(hostile: tuple[Pat
     codes, last = said[kind]["killed"]
     assert said[kind]["whole"] == last == 0 and -9 in codes
     same(out / kind, out / f"{kind}-killed")
-    assert [line["update"] for line in outcome(out / f"{kind}-killed")["log"]] == [0, 1, 2, 3, 4]
+    assert [line["update"] for line in outcome(out / f"{kind}-killed")["log"]] == [0, 1, 2, 3]
     left = [p for p in (out / f"{kind}-killed").rglob("*") if p.name == LOCK]
     assert not left, "and nothing stays locked"
 
@@ -290,6 +294,23 @@ def test_what_a_kill_leaves_before_the_first_file_is_no_other_run(tmp_path: Path
     (tmp_path / "other" / "photo.png").write_text("")
     with pytest.raises(UsageError, match="is not empty and holds no training run"):
         train(spec(tmp_path / "other"), opened=toy())
+
+
+def test_a_folder_is_tried_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the one before was killed while it tried, and when this one is interrupted."""
+    (tmp_path / f".probe-1{PART}").write_text("")
+    make_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+    real = Path.write_bytes
+
+    def interrupted(path: Path, content: bytes) -> int:
+        real(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # -- checkpoints that lie ------------------------------------------------------------------------------------------

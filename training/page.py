@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,12 +130,17 @@ def _known(name: str) -> str:
 
 
 def _filled(**content: Any) -> str:
+    return str(_template().render(**content))
+
+
+@functools.cache
+def _template() -> Any:
+    """Compiled once: that takes longer than to fill it."""
     import jinja2
 
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     )
-    return template.render(**content)
 
 
 # -- one run ----------------------------------------------------------------------------------------------------------

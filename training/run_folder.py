@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ..documents import plain_yaml
+from ..documents import Unreadable, plain_json, plain_yaml
 from ..errors import UsageError
 from ..generation.environment import versions
 from ..generation.lock import LOCK
@@ -78,8 +78,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     path, found = folder / LOG, []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = plain_json(line)
+        except Unreadable:
             continue
         if isinstance(entry, dict) and type(entry.get("update")) is int:
             found.append(entry)

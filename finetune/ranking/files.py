@@ -27,7 +27,7 @@ from ...storage import append_line, disk_errors, make_folder, whole
 from ...version import __version__
 from .drawing import Drawing
 from .question import Answer
-from .rank_sgd import RankSGD, RankState
+from .rank_sgd import EXPLORE, SEARCH, RankSGD, RankState
 from .sheets import images_of, sheet_of
 
 STATE, ANSWERS, WAY, PICTURE, LATENT, SHEET = (
@@ -110,13 +110,33 @@ def read_state(folder: Path, wish: Wish) -> Ranking | None:
     if not path.is_file():
         return None
     tensors, saved = _opened(path)
-    if saved.get("format") != FORMAT:
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise UsageError(f"{path} was written by another version of pilotage; choose another output")
-    _refuse_another(folder, saved["wish"], wish.plain())
-    numbers = saved["numbers"]
-    way = tuple(Stop(x, *facts) for x, facts in zip(tensors.pop("way"), numbers.pop("way"), strict=True))
-    drawn = numbers.pop("drawn")
-    return Ranking(RankState(**tensors, **numbers), way, drawn)
+    try:
+        saved_wish, numbers = dict(saved["wish"]), dict(saved["numbers"])
+        way = tuple(Stop(x, *_stop(*facts)) for x, facts in zip(tensors.pop("way"), numbers.pop("way"), strict=True))
+        drawn = _count(numbers.pop("drawn"))
+        state = RankState(**tensors, **_numbers(**numbers))
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{path} is damaged and cannot be resumed; choose another output") from None
+    _refuse_another(folder, saved_wish, wish.plain())
+    return Ranking(state, way, drawn)
+
+
+def _numbers(*, mode: str, round: int, seed: int, tau: int) -> dict[str, Any]:
+    if mode not in (EXPLORE, SEARCH):
+        raise ValueError(mode)
+    return {"mode": mode, "round": _count(round), "seed": int(seed), "tau": _count(tau)}
+
+
+def _stop(round: int, score: float | None) -> tuple[int, float | None]:
+    return _count(round), score if score is None else float(score)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value} is no count")
+    return value
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

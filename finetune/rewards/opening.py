@@ -26,7 +26,7 @@ from .reward import Reward
 
 _DEEPEST = 20
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_WEIGHTED = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
+_WEIGHTED = re.compile(r"([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 
 
 def open_rewards(rewards: Any, device: torch.device | str = "cpu") -> Reward:

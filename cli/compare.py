@@ -75,6 +75,7 @@ def _axis(line: str) -> tuple[str, list[Any]]:
 
 def run_comparison(spec: CompareSpec, dry_run: bool) -> None:
     """Make, score and show."""
+    from ..evaluation.processes import Processes
     from ..generation.comparison import Told
     from ..generation.comparison import compare as make
     from ..generation.pictures import Watch
@@ -86,16 +87,18 @@ def run_comparison(spec: CompareSpec, dry_run: bool) -> None:
         print(spec.as_yaml(), end="")
         say_notes([f"{len(planned)} cells of {len(spec.pictures())} pictures"])
         return
-    with PictureProgress(spec.batch_size) as bar:
+    first = Processes.found().rank == 0
+    with PictureProgress(spec.batch_size, shown=first) as bar:
         told = Told(
             cell=lambda number, of, label, pictures: bar.begin(f"{number + 1}/{of} {label}", 0, pictures),
             picture=bar.picture,
             scoring=lambda label: bar.text(f"scoring {label}"),
         )
         result = make(spec, told, Watch(bar.step))
-    _print(result)
-    say_notes(result.notes)
-    print(f"{result.folder / 'index.html'}")
+    if first:
+        _print(result)
+        say_notes(result.notes)
+        print(f"{result.folder / 'index.html'}")
 
 
 def _print(result: Comparison) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from ..evaluation import Report
     from ..evaluation.measures.evidence import Evidence
 
@@ -88,6 +90,8 @@ def score(
 
     torchrun --nproc-per-node 4 -m pilotage score my-pictures --real photos.npz    (without a GPU)
     """
+    from contextlib import ExitStack
+
     from ..errors import UsageError
     from ..evaluation.galleries import galleries
     from ..evaluation.processes import Processes
@@ -109,20 +113,32 @@ def score(
         drawn[name] = colour_histograms(real=theirs, generated=evidence.generated.colour)
 
     given = {"real": real, "train": train, "test": test}
-    with reading() as progress:
-        reports = score_each(
-            generated={name: _opened(source, workers) for name, source in _by_name(generated).items()},
-            **{which: _opened(source, workers) for which, source in given.items() if source is not None},
-            metrics=metrics,
-            features=features or ["embedded"],
-            k=_neighbours(neighbours),
-            device=device,
-            assume=assume,
-            progress=progress,
-            look=look if folder else None,
-        )
-    if Processes.found().rank == 0:
-        _tell(reports, shown, drawn, folder)
+    processes = Processes.found()
+    with ExitStack() as held:
+        processes.by_first(lambda: _claim(folder, held))
+        with reading() as progress:
+            reports = score_each(
+                generated={name: _opened(source, workers) for name, source in _by_name(generated).items()},
+                **{which: _opened(source, workers) for which, source in given.items() if source is not None},
+                metrics=metrics,
+                features=features or ["embedded"],
+                k=_neighbours(neighbours),
+                device=device,
+                assume=assume,
+                progress=progress if processes.rank == 0 else None,
+                look=look if folder else None,
+            )
+        if processes.rank == 0:
+            _tell(reports, shown, drawn, folder)
+
+
+def _claim(folder: Path | None, held: ExitStack) -> None:
+    """Two scorings must not write the same files; that they can be written is found out before the work."""
+    from ..generation.lock import claimed
+
+    if folder is not None:
+        alone = folder.suffix == ".json"
+        held.enter_context(claimed(folder.parent, f"{folder.name}.lock") if alone else claimed(folder, "score.lock"))
 
 
 def _tell(reports: dict[str, Report], shown: dict[str, Any], drawn: dict[str, Any], folder: Path | None) -> None:

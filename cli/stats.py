@@ -35,11 +35,14 @@ def stats(
 
     torchrun --nproc-per-node 4 -m pilotage stats photos.zip -o photos.npz
     """
+    from contextlib import ExitStack
+
     from ..errors import UsageError, nearest
     from ..evaluation.foreign_statistics import FORMATS, write_foreign
     from ..evaluation.processes import Processes
     from ..evaluation.scoring import reference
     from ..evaluation.statistics import write_statistics
+    from ..generation.lock import claimed
     from .console import say_notes
     from .progress import reading
 
@@ -47,16 +50,20 @@ def stats(
         raise UsageError(f"unknown format {format_!r}: {nearest(format_, ('pilotage', *FORMATS))}")
     if output.suffix != ".npz":
         raise UsageError(f"{output} must end in .npz; statistics are arrays in one file")
-    with reading() as progress:
-        collected = reference(source, features=features, device=device, progress=progress)
-    if Processes.found().rank:
-        return
-    seen = collected.space()
-    if format_ != "pilotage" and seen.distance != "fid":
-        say_notes(
-            [f"{format_} compares features of Inception, and these are {seen.name}: add -f inception:weights=FILE"]
-        )
-    if format_ == "pilotage":
-        print(write_statistics(collected, output, rows=not moments_only))
-    else:
-        print(write_foreign(collected, output))
+    processes = Processes.found()
+    with ExitStack() as held:
+        processes.by_first(lambda: held.enter_context(claimed(output.parent, f"{output.name}.lock")))
+        with reading() as progress:
+            shown = progress if processes.rank == 0 else None
+            collected = reference(source, features=features, device=device, progress=shown)
+        if processes.rank:
+            return
+        seen = collected.space()
+        if format_ != "pilotage" and seen.distance != "fid":
+            say_notes(
+                [f"{format_} compares features of Inception, and these are {seen.name}: add -f inception:weights=FILE"]
+            )
+        if format_ == "pilotage":
+            print(write_statistics(collected, output, rows=not moments_only))
+        else:
+            print(write_foreign(collected, output))

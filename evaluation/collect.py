@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .features import ROWS, Extractor, FullCalls
+from .joining import joined
 from .judges import Judge
 from .judging import Judgement, Judging
 from .metrics.colour import Colour, colour_statistics
@@ -44,7 +45,7 @@ class Collected:
     unjudged: str = ""  # why there is none
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width)
     notes: Counter[str] = field(default_factory=Counter)
-    count: int = 0  # pictures, where their names are not known
+    count: int = 0  # pictures, known also where their names are not
     source: ImageSource | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -77,7 +78,8 @@ def collect(
     """Read a source once; every picture passes every network once.
 
     With a judge, captions must be known and understood. strict: a UsageError names the first that is not; otherwise
-    the set stays unjudged, and says why. processes: each reads its part, and all of them get the whole.
+    the set stays unjudged, and says why. processes: each reads its part, and the first of them gets the whole; the
+    others get its `count`, sizes, notes and the identities of its spaces, without rows.
     """
     processes = processes or Processes()
 
@@ -89,10 +91,9 @@ def collect(
                 progress(source.name, min(part.count * processes.world, size_of(source) or 2**62), size_of(source))
         return part.found()
 
-    joined = _joined(processes.of_each(read))
-    if not joined["keys"]:
-        raise UsageError(f"{source.name} gave no pictures")
-    return _collected(source, extractors, judge, joined)
+    whole = joined(processes.after_each(read), processes)
+    told = processes.by_first(lambda: _outline(whole, source.name))
+    return _collected(source, extractors, judge, (whole or _ELSEWHERE | {"colour": Colour.joined([])}) | told)
 
 
 class _Part:
@@ -151,37 +152,16 @@ class _Part:
         }
 
 
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The parts of all processes as one, in the order of the source."""
-    if len(parts) == 1:
-        return parts[0]
-    read = [part for part in parts if part["keys"]]
-    order = np.argsort([p for part in read for p in part["positions"]], kind="stable").tolist()
-    failure = next((part["unjudged"] for part in read if part["unjudged"]), "")
+def _outline(whole: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the other processes need to know of a set whose pictures are with the first. Errors: there are none."""
+    if not whole["keys"]:
+        raise UsageError(f"{name} gave no pictures")
+    return {"count": len(whole["keys"]), "sizes": whole["sizes"], "notes": whole["notes"]}
 
-    def each(name: str) -> list[Any]:
-        together = [value for part in read for value in part[name]]
-        return [together[i] for i in order]
 
-    def ordered(values: Tensor) -> Tensor:
-        return values[order]
-
-    heads = read[0]["seen"] if read and not failure else {}
-    seen = {head: [x for part in read for x in part["seen"][head]] for head in heads or ()}
-    return {
-        "keys": each("keys"),
-        "texts": each("texts"),
-        "labels": each("labels"),
-        "rows": {n: ordered(torch.cat([part["rows"][n] for part in read])) for n in (read[0]["rows"] if read else ())},
-        "colour": Colour.joined(part["colour"] for part in read).ordered(order),
-        "stated": each("stated") if read and not failure else None,
-        "seen": {head: [values[i] for i in order] for head, values in seen.items()},
-        "unjudged": failure,
-        "sizes": sum((part["sizes"] for part in read), Counter()),
-        "notes": read[0]["opening"] + sum((part["notes"] - part["opening"] for part in read), Counter())
-        if read
-        else {},
-    }
+_ELSEWHERE: dict[str, Any] = {
+    "keys": [], "texts": [], "labels": [], "rows": {}, "stated": None, "seen": {}, "unjudged": "the first process does",
+}  # fmt: skip
 
 
 def _collected(
@@ -210,6 +190,7 @@ def _collected(
         found["unjudged"],
         found["sizes"],
         found["notes"],
+        found["count"],
         source=source,
     )
 

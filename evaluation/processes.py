@@ -3,6 +3,8 @@
 Started with `accelerate launch` on GPUs, with `torchrun --nproc-per-node 4 -m pilotage score ...` on any machine (or
 any launcher that sets the variables of torch.distributed), alone otherwise. `accelerate launch --cpu` starts one
 process, whatever number it is given.
+
+How long a process waits for one that has gone silent: `meeting.patience`.
 """
 
 from __future__ import annotations
@@ -11,9 +13,15 @@ import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UsageError
+from .meeting import answered, group, met, patience
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -46,9 +54,14 @@ class Processes:
             return cls()
         from accelerate import PartialState
         from torch import cuda
+        from torch.distributed import DistError
 
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not cuda.is_available()
-        state = PartialState(cpu=on_cpu)  # it starts no group of processes on the CPU unless it is told so
+        try:  # it starts no group of processes on the CPU unless it is told so
+            state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=patience()))
+        except DistError as error:
+            raise UsageError(f"the processes do not find one another ({str(error).splitlines()[0]:.200}); check that "
+                             "all were started, and MASTER_ADDR and MASTER_PORT") from None  # fmt: skip
         leave_at_exit()
         return cls(state.process_index, state.num_processes)
 
@@ -63,17 +76,52 @@ class Processes:
         from torch.distributed import all_gather_object
 
         everybody: list[Any] = [None] * self.world
-        all_gather_object(everybody, found)
+        with answered():
+            all_gather_object(everybody, found, group=group())
         return everybody
+
+    def by_rank(self, found: T) -> list[T]:
+        """What every process found, by rank, on the first process; nothing on the others, which keep only their own."""
+        if self.world == 1:
+            return [found]
+        from torch.distributed import gather_object
+
+        everybody: list[Any] = [None] * self.world if self.rank == 0 else []
+        with answered():
+            gather_object(found, everybody or None, dst=0, group=group())
+        return everybody
+
+    def send(self, rows: Tensor) -> None:
+        """A tensor to the first process, which has to know its shape and kind."""
+        from torch.distributed import send
+
+        with answered():
+            send(rows.contiguous(), dst=0, group=group())
+
+    def received(self, rank: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """What a process sends to this one, the first."""
+        import torch
+        from torch.distributed import recv
+
+        found = torch.empty(tuple(shape), dtype=dtype)
+        with answered():
+            recv(found, src=rank, group=group())
+        return found
 
     def of_each(self, make: Callable[[], T]) -> list[T]:
         """What every process makes, by rank. If one fails, all do: the mates would wait for it forever."""
         if self.world == 1:
             return [make()]
-        made, error = _attempted(make)
-        everybody = self.gathered((made, _told(error)))
-        self._fail_together(error, [told for _, told in everybody])
-        return [found for found, _ in everybody]
+        made = self.after_each(make)
+        return self.gathered(made)
+
+    def after_each(self, make: Callable[[], T]) -> T:
+        """What this process makes, once all have made theirs. If one fails, all do."""
+        if self.world == 1:
+            return make()
+        made, error = met(lambda: _attempted(make))
+        self._fail_together(error, self.gathered(_told(error)))
+        return made
 
     def by_first(self, make: Callable[[], T]) -> T:
         """What the first process makes, on all of them. If it fails, all do."""
@@ -81,9 +129,10 @@ class Processes:
             return make()
         from torch.distributed import broadcast_object_list
 
-        made, error = _attempted(make) if self.rank == 0 else (None, None)
+        made, error = met(lambda: _attempted(make) if self.rank == 0 else (None, None))
         held: list[Any] = [(made, _told(error))]
-        broadcast_object_list(held, src=0)
+        with answered():
+            broadcast_object_list(held, src=0, group=group())
         found, told = held[0]
         self._fail_together(error, [told])
         return found

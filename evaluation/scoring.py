@@ -62,7 +62,8 @@ def score(
     value_range, background, captions: see `open_source`; captions are those of the generated pictures.
     progress: called with (source, pictures done, of how many). look: called with ("", evidence) after it was measured,
     for what a report shows beside numbers (`galleries.galleries`).
-    Under `accelerate launch` each process reads its part of every source, and all return the same report.
+    Under `accelerate launch` each process reads its part of every source, the first one measures, and all return the
+    same report. `look` is called on the first.
     """
     if captions is not None:
         generated = open_source(generated, value_range=value_range, background=background, captions=captions)

@@ -41,6 +41,8 @@ class Space:
     def features(self) -> Tensor:
         """float32 (N, D). Errors: only moments are known."""
         if FEATURES_OUT not in self.outputs:
+            if self.known is None:
+                raise UsageError(f"the features of {self.source} are with the first process; use them there")
             raise UsageError(
                 f"{self.source} has only mean and covariance; give the pictures, or statistics of `pilotage stats` "
                 "without --moments-only"

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,9 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from ..errors import UsageError, nearest
 from ..evaluation.processes import Processes
-from ..storage import whole, write_text
+from ..storage import disk_errors, whole, write_text
 from .folder import Finished, default_folder, run
+from .lock import claimed
 from .models import Loaded, open_model
 from .notes import notes
 from .pictures import Sample, Watch, generate
@@ -121,15 +123,25 @@ class Told:
 
 
 def compare(spec: CompareSpec, told: Told | None = None, watch: Watch | None = None) -> Comparison:
-    """Make what is missing, score it, and write index.html, grid.png and metrics.json. Again: only what is new."""
+    """Make what is missing, score it, and write index.html, grid.png and metrics.json. Again: only what is new.
+
+    Under a launcher of several processes every one of them calls it, and the first one writes; entries of pictures and
+    what is said of them are whole there. UsageError while another comparison works in the folder.
+    """
+    folder = Path(spec.output) if spec.output else default_folder(spec)
+    spec.cells()  # refused before a folder is made
+    with ExitStack() as held:
+        Processes.found().by_first(lambda: held.enter_context(claimed(folder)))
+        return _compared(spec, folder, told or Told(), watch)
+
+
+def _compared(spec: CompareSpec, folder: Path, told: Told, watch: Watch | None) -> Comparison:
     from .page import write_page
     from .scores import Scorer
     from .sheet import write_sheet
 
-    told = told or Told()
-    processes, planned = Processes.found(), spec.cells()  # first, for each has a device of its own
+    processes, planned = Processes.found(), spec.cells()
     scorer = Scorer(planned[0][1].model, spec.metrics, spec.features, spec.real)
-    folder = Path(spec.output) if spec.output else default_folder(spec)
     said = list(dict.fromkeys(note for _, cell in planned for note in notes(cell)))
     cells = []
     for number, (values, cell, model) in enumerate(_with_models(planned)):
@@ -148,7 +160,7 @@ def compare(spec: CompareSpec, told: Told | None = None, watch: Watch | None = N
     result.notes += scorer.notes
 
     def write() -> None:
-        with whole(folder / "grid.png") as part:
+        with disk_errors(folder), whole(folder / "grid.png") as part:
             write_sheet(result, part)
         write_text(folder / "metrics.json", json.dumps(_as_json(result), indent=1))
         write_page(result, folder / "index.html")

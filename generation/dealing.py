@@ -11,29 +11,31 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from ..errors import UsageError
+from ..evaluation.meeting import OthersEnded, within
+from ..evaluation.meeting import patience as usual
 from ..evaluation.processes import Processes
 
 _TAKEN, _PICTURES, _BATCHES, _FAILED, _ENDED = "taken", "pictures", "batches", "failed", "ended"
+T = TypeVar("T")
+SILENT = 600.0  # seconds, at least, that one waits for batches which do not come
 _GONE = "the first process has gone; the same command does what is left"
-
-
-class OthersEnded(UsageError):
-    """Another process has ended without having done its part."""
 
 
 class Dealer:
     """Of these processes. Every process makes one at the same time, with the same batches.
 
-    patience: seconds that a process without work waits for the others while none of them finishes a batch; without it
-    twenty times the slowest batch of its own, and ten minutes at least.
+    patience: seconds that a process without work waits for the others while none of them finishes a batch, and that
+    each waits for the first to answer; without it twenty times the slowest batch of its own, and at least
+    PILOTAGE_PATIENCE, which is ten minutes here where it is not set.
     """
 
     def __init__(self, processes: Processes, batches: Sequence[int], patience: float | None = None):
         self.processes, self.batches, self.patience = processes, batches, patience
+        self.least = usual(SILENT)
         self.slowest = 0.0
+        self._lost = False  # the store does not answer, and is not asked again
         self._alone = dict.fromkeys((_TAKEN, _PICTURES, _BATCHES), 0)
         self._store: Any = _store_of(processes) if processes.world > 1 else None
 
@@ -59,7 +61,7 @@ class Dealer:
 
     def wait(self, told: Callable[[int], None] = lambda pictures: None) -> None:
         """Until every batch is finished. told(pictures) meanwhile. UsageError when another process fails or hangs."""
-        limit = self.patience or max(600.0, 20 * self.slowest)
+        limit = self._limit
         seen, since = -1, time.monotonic()
         while (finished := self._add(_BATCHES, 0)) < len(self.batches):
             self._fail_with_others()
@@ -67,34 +69,33 @@ class Dealer:
             if finished != seen:
                 seen, since = finished, time.monotonic()
             if time.monotonic() - since > limit:
-                raise UsageError(f"{len(self.batches) - finished} batches that other processes took have not moved for "
-                                 f"{limit:.0f} s; stop them, then the same command does what is left")  # fmt: skip
+                raise OthersEnded(f"{len(self.batches) - finished} batches that other processes took have not moved "
+                                  f"for {limit:.0f} s; stop them, then the same command does what is left")  # fmt: skip
             time.sleep(0.1)
         told(self.pictures())
 
     def fail(self, why: str) -> None:
         """Tell the others that this process ends without having done its part. The first one, who serves them, stays
         for a batch, so that they learn it from him."""
-        if self._store is None:
+        store = self._store
+        if store is None or self._lost:
             return
         try:
-            if not self._store.check([_FAILED]):
-                self._store.set(_FAILED, f"process {self.processes.rank}: {why}")
-            ended = self._store.add(_ENDED, 1)
+            if not self._asked(lambda: store.check([_FAILED])):
+                self._asked(lambda: store.set(_FAILED, f"process {self.processes.rank}: {why}"))
+            ended = self._add(_ENDED, 1)
             limit = time.monotonic() + max(5.0, 2 * self.slowest)
             while self.processes.rank == 0 and ended < self.processes.world and time.monotonic() < limit:
                 time.sleep(0.05)
-                ended = self._store.add(_ENDED, 0)
-        except RuntimeError:
+                ended = self._add(_ENDED, 0)
+        except OthersEnded:
             return
 
     def _fail_with_others(self) -> None:
-        if self._store is None:
+        store = self._store
+        if store is None:
             return
-        try:
-            failed = self._store.check([_FAILED]) and self._store.get(_FAILED).decode()
-        except RuntimeError:
-            raise OthersEnded(_GONE) from None
+        failed = self._asked(lambda: store.check([_FAILED]) and store.get(_FAILED).decode())
         if failed:
             raise OthersEnded(f"another process failed ({failed}); the same command does what is left")
 
@@ -102,10 +103,23 @@ class Dealer:
         if self._store is None:
             self._alone[name] += count
             return self._alone[name]
+        store = self._store
+        return int(self._asked(lambda: store.add(name, count)))
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """What the store says. OthersEnded when the first process, who serves it, has ended or does not answer."""
         try:
-            return int(self._store.add(name, count))
+            return within(self._limit, question, "the first process")
+        except OthersEnded:
+            self._lost = True
+            raise
         except RuntimeError:
+            self._lost = True
             raise OthersEnded(_GONE) from None
+
+    @property
+    def _limit(self) -> float:
+        return self.patience or max(self.least, 20 * self.slowest)
 
 
 def _store_of(processes: Processes) -> Any:

@@ -63,6 +63,39 @@ for name, together, rank, error in (
         said[name] = together(fail(rank, error))
     except Exception as caught:
         said[name] = f"{type(caught).__name__}: {caught}"
+
+import resource
+from collections import Counter
+import numpy as np, torch
+from pilotage.evaluation.joining import joined
+from pilotage.evaluation.metrics.colour import colour_statistics
+from pilotage.evaluation.scoring import reference
+
+count, block = 10_001, 64  # 82 MB of rows; the last block is not full
+places = [i for i in range(count) if processes.mine(i, block)]
+rows = torch.zeros(len(places), 2048)
+rows[:, 0] = torch.tensor(places, dtype=torch.float32)
+part = {name: [str(i) for i in places] for name in ("keys", "texts", "labels")} | {
+    "positions": places, "rows": {("x", "features"): rows, ("x", "logits"): rows[:, :3] + 1}, "stated": None,
+    "colour": colour_statistics(torch.zeros(len(places), 3, 1, 1, dtype=torch.uint8)), "seen": None,
+    "unjudged": "nobody", "sizes": Counter({(1, 1): len(places)}), "notes": Counter(a=3), "opening": Counter(a=1),
+}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+whole = joined(part, processes)
+said["grew"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000  # MB
+said["whole"] = whole and {
+    "keys": whole["keys"] == [str(i) for i in range(count)],
+    "sizes": whole["sizes"][1, 1],
+    "notes": whole["notes"]["a"],
+    "rows": bool((whole["rows"]["x", "features"][:, 0] == torch.arange(count)).all()),
+    "logits": whole["rows"]["x", "logits"].shape == (count, 3),
+}
+real = reference("embedded:test:70")
+said["reference"] = [len(real), real.sizes[32, 32], len(real.keys), real.space().has_rows]
+try:
+    said["features"] = len(real.space().features)
+except UsageError as error:
+    said["features"] = str(error)
 open(f"{out}.{processes.rank}", "w").write(json.dumps(said))
 """
 
@@ -126,8 +159,24 @@ def test_an_error_of_one_process_is_that_of_all(made: Path, tmp_path: Path) -> N
     assert said[0] == said[1] and "nowhere" in said[0]
 
 
-def test_whatever_fails_on_one_process_ends_all_of_them(tmp_path: Path) -> None:
-    first, second = by(2, tmp_path / "out", tmp_path, [], FAILING)
+@pytest.fixture(scope="module", name="pair")
+def _pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("pair")
+    first, second = by(2, folder / "out", folder, [], FAILING)
+    return first, second
+
+
+def test_rows_come_together_on_the_first_process_alone(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """In the order of the source, and the other holds no more than it held."""
+    first, second = pair
+    assert first["whole"] == {"keys": True, "sizes": 10_001, "notes": 5, "rows": True, "logits": True}
+    assert second["whole"] == {} and second["grew"] < 20
+    assert first["reference"] == [70, 70, 70, True] and second["reference"] == [70, 70, 0, False]
+    assert first["features"] == 70 and "are with the first process" in second["features"]
+
+
+def test_whatever_fails_on_one_process_ends_all_of_them(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    first, second = pair
     assert first["each"].startswith("UsageError: another process failed (RuntimeError: boom)")
     assert second["each"] == "RuntimeError: boom"
     assert first["first"] == "OSError: gone" and second["first"].startswith(

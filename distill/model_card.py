@@ -35,14 +35,17 @@ Precision, recall, density, coverage and distance compare {count} pictures of th
 {use}
 """
 
-_TOLD = "The network is told the scale of the guidance, {scale} where it was looked at: draw without any other."
+_TOLD = (
+    "The network is told the scale of the guidance, {scale:g} where it was looked at and {low:g} to {high:g} while it "
+    "learnt: draw without any other."
+)
 
 _FULL = """\
     pilotage generate "a prompt" --model {folder} --steps {steps}
 
 ```python
 pipe = DiffusionPipeline.from_pretrained("{folder}")
-pipe("a prompt", num_inference_steps={steps}, guidance_scale={scale})
+pipe("a prompt", {arguments})
 ```"""
 
 _LORA = """\
@@ -51,7 +54,7 @@ _LORA = """\
 ```python
 pipe.load_lora_weights("{folder}")
 pipe.scheduler = {scheduler}.from_pretrained("{folder}/scheduler")
-pipe("a prompt", num_inference_steps={steps}, guidance_scale={scale})
+pipe("a prompt", {arguments})
 ```"""
 
 
@@ -63,7 +66,6 @@ def write_card(
     teacher's scheduler."""
     lora, steps = spec.train == "lora", method.steps
     scheduler = "DDIMScheduler" if stock is None else type(method.scheduler(stock)).__name__
-    scale = method.recommended().get("call", {}).get("guidance_scale")
     text = _HEAD.format(
         model=spec.model,
         tags="distillation, lora" if lora else "distillation",
@@ -79,11 +81,29 @@ def write_card(
         sampler=spec.sampler,
         teacher_steps=spec.steps,
         features=spec.features or "pixels at 16x16",
-        drawn=_TOLD.format(scale=scale) if scale else "Guidance is in the weights: draw without any.",
-        use=(_LORA if lora else _FULL).format(folder=folder, steps=steps, scheduler=scheduler, scale=scale or 1.0),
+        drawn=_drawn(method),
+        use=(_LORA if lora else _FULL).format(
+            folder=folder, steps=steps, scheduler=scheduler, arguments=_arguments(spec, method)
+        ),
     )
     write_text(folder / CARD, text)
     return folder / CARD
+
+
+def _drawn(method: DistillMethod) -> str:
+    if method.scales is None:
+        return "Guidance is in the weights: draw without any."
+    low, high = method.scales
+    return _TOLD.format(scale=method.recommended()["call"]["guidance_scale"], low=low, high=high)
+
+
+def _arguments(spec: DistillSpec, method: DistillMethod) -> str:
+    """Of the pipeline's call, as the student was made to be drawn with."""
+    told = {"guidance_scale": 1.0, **spec.call, **method.recommended().get("call", {})}
+    size = dict(zip(("width", "height"), spec.size, strict=True)) if spec.size else {}
+    return ", ".join(
+        f"{name}={value!r}" for name, value in {"num_inference_steps": method.steps, **told, **size}.items()
+    )
 
 
 def _rows(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

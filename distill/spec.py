@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import UsageError
-from ..training.guardrails import Limits
 from ..training.spec import TrainingSpec
+from .guardrails import Limits
 from .methods.registry import make_method
 
 

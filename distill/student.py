@@ -36,7 +36,12 @@ def write_student(folder: Path, student: PipelineLearner, pipe: Any, method: Dis
     settings = method.recommended()
     if method.steps > 1 and is_flow(pipe.scheduler):  # its scheduler chooses other levels than were learnt
         settings |= {"sampler": method.sampler, "grid": "trailing"}
-    write_recommended(folder, settings, base)
+    if spec.call:  # what the network was told while it learnt
+        settings |= {"call": {**spec.call, **settings.get("call", {})}}
+    if student.size is not None:
+        settings |= {"width": student.size[0], "height": student.size[1]}
+    by_hand = None if student.adapter is None else method.by_hand(pipe.scheduler)
+    write_recommended(folder, settings, base, method.scales, by_hand)
 
 
 def _optional(pipe: Any) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Inputs that have no effect. A user who set one should be told, not left to wonder."""
+"""Inputs that have no effect, and students that are drawn otherwise than they were taught. A user who set one should
+be told, not left to wonder."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .departures import departures
 from .spec import RunSpec
 
 _ACT_ALONE = ("extra branch", "gradient", "conditioning")  # stages of modifiers that need no guidance to modify
 
 
 def notes(spec: RunSpec) -> list[str]:
-    """One sentence for each setting of a spec that changes nothing."""
+    """One sentence for each setting of a spec that changes nothing, and for each student that it does not suit."""
     from ..guidance.compose import parts_of
     from ..guidance.grammar import parse
     from ..guidance.rule import Unguided
@@ -36,7 +38,7 @@ def notes(spec: RunSpec) -> list[str]:
         said.append("memory.offload has no effect on the cpu: there is no other memory to wait in")
     if spec.rows_per_call and not spec.exact:
         said.append("rows_per_call has no effect without exact")
-    return said
+    return said + departures(spec)
 
 
 def is_off(rule: Any) -> bool:

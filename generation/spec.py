@@ -130,7 +130,8 @@ class RunSpec(BaseModel):
         if not isinstance(given, dict):
             return given
         model = str(given.get("model", "embedded"))
-        suited = {"guidance": "cfg:scale=3", "steps": 25} if model == "embedded" else recommended(model)
+        embedded = {"guidance": "cfg:scale=3", "steps": 25}
+        suited = embedded if model == "embedded" else recommended(model, picture=bool(given.get("image")))
         return suited | given
 
     @model_validator(mode="before")

@@ -205,6 +205,31 @@ def test_the_fakes_loss_is_the_denoising_error_on_the_students_own_pictures() ->
     assert sum(float(part.loss) for part in parts) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.parametrize("line", ["swiftbrush", "pg-sb"])
+def test_swiftbrushs_fake_learns_alpha_times_the_noise(line: str) -> None:
+    """mse(alpha_t eps_fake, alpha_t eps) at x = alpha_t clean + sigma_t eps, written out, of a flow network: eps_fake =
+    x + alpha_t native. The prompts that are left out are those of the method."""
+    of, method = roles(None), make_method(f"{line}:dropout=0,strata=3")
+    ctx = context(of)
+    assert isinstance(method, DistributionMatching)
+    pictures = ctx.deal(1)
+    clean, want = method.make(ctx, pictures, "critic 1").detach(), torch.zeros(())
+    for group in ctx.groups(method.times, 12, "critic 1"):
+        some, rows, alpha = pictures.of(group.rows), list(group.rows), group.level.alpha
+        noise = ctx.noise(some, "level critic 1")
+        x = alpha * clean[rows] + group.level.sigma * noise
+        said = x + alpha * of.fake.denoiser(some.prompts)(x, group.level).native  # type: ignore[union-attr]
+        want = want + (alpha * said - alpha * noise).square().sum() / clean.numel()
+    wanted = torch.autograd.grad(want, of.fake.parameters)  # type: ignore[union-attr]
+    found = [torch.zeros_like(g) for g in wanted]
+    total = 0.0
+    for part in method.critics(ctx, 1):
+        found = [a + b for a, b in zip(found, torch.autograd.grad(part.loss, of.fake.parameters), strict=True)]  # type: ignore[union-attr]
+        total += float(part.loss.detach())
+    assert total == pytest.approx(float(want), rel=1e-9)
+    assert close(found, wanted, 1e-9)
+
+
 def test_an_update_is_the_same_again_and_another_one_is_another() -> None:
     method = FDistill(**MATCHING)
     first, again, later = (gradients(method, context(roles(), update=update)) for update in (3, 3, 4))

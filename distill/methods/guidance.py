@@ -89,6 +89,10 @@ class GuidanceDistillation(DistillMethod):
     def network(self, teacher: Any) -> Any:
         return super().network(teacher) if self.fixed else scale_conditioned(teacher)
 
+    @property
+    def scales(self) -> tuple[float, float] | None:
+        return None if self.fixed else (self.scale_low, self.scale_high)
+
     def recommended(self) -> dict[str, Any]:
         return super().recommended() | ({} if self.fixed else {"call": {"guidance_scale": self.scale}})
 

@@ -118,6 +118,14 @@ class LCM(DistillMethod):
             return distilled_levels(schedule, self.steps, self.original)
         return super().levels(student)
 
+    def by_hand(self, stock: Any) -> dict[str, Any]:
+        """Our own sampler knows the times of `original` 50 alone."""
+        return super().by_hand(stock) if is_flow(stock) or self.original == 50 else {}
+
+    @property
+    def scales(self) -> tuple[float, float] | None:
+        return (self.scale_low, self.scale_high) if self.scale_conditioned else None
+
     def recommended(self) -> dict[str, Any]:
         return super().recommended() | ({"call": {"guidance_scale": self.scale}} if self.scale_conditioned else {})
 

@@ -29,7 +29,7 @@ from ..roles import FAKE, HEAD, STUDENT, Roles
 from ..scales import with_scale
 from ..times import Group, Times
 
-NORMALISED, NOISE = "normalised", "noise"
+NORMALISED, NOISE, NATIVE = "normalised", "noise", "native"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,10 @@ class DistributionMatching(DistillMethod):
     adversarial: weight of the generator's loss against the head. features: of which network, "teacher" or "fake", the
     head sees the middle block; with "fake" the head's loss, times `coupling`, teaches that network too.
     weighting: "normalised" by the mean error of the teacher's estimate (DMD), or "noise": sigma^2 times the difference
-    of the noises (SwiftBrush). fake_guided: the fake is guided as the teacher is; then `dropout` of its prompts are
-    empty while it learns. scale_low, scale_high: the teacher's scale is drawn between them, instead of the rule's own.
+    of the noises (SwiftBrush). fake_error: what the fake learns to lower: "native", the error of what its network
+    predicts, or "noise", that of alpha times the noise (SwiftBrush). fake_guided: the fake is guided as the teacher is;
+    then `dropout` of its prompts are empty while it learns. scale_low, scale_high: the teacher's scale is drawn between
+    them, instead of the rule's own.
     regression: weight of the distance to what the teacher made of the same noise, which needs data of pairs.
     low, high: shares of the noise range; strata: levels a batch has. clip_low, clip_high, bins, bin_average: of the
     ratio (`RatioWeights`). r1: weight of the head's approximate gradient penalty.
@@ -54,6 +56,7 @@ class DistributionMatching(DistillMethod):
     features: str = "teacher"
     coupling: float = 1e-2
     weighting: str = NORMALISED
+    fake_error: str = NATIVE
     fake_guided: bool = False
     dropout: float = 0.0
     scale_low: float | None = None
@@ -81,6 +84,8 @@ class DistributionMatching(DistillMethod):
             raise UsageError(f'the head sees features of the "teacher" or the "fake", not {self.features!r}')
         if self.weighting not in (NORMALISED, NOISE):
             raise UsageError(f'weighting is "{NORMALISED}" or "{NOISE}", not {self.weighting!r}')
+        if self.fake_error not in (NATIVE, NOISE):
+            raise UsageError(f'fake_error is of "{NATIVE}" or "{NOISE}", not {self.fake_error!r}')
         if (self.scale_low is None) != (self.scale_high is None):
             raise UsageError("give both scale_low and scale_high, or neither")
         if self.scale_low is not None and self.scale_high is not None and self.scale_low > self.scale_high:
@@ -242,13 +247,21 @@ class DistributionMatching(DistillMethod):
         return self.judged and self.features == "fake"
 
     def denoising(self, ctx: DistillContext, pictures: Pictures, clean: Tensor, x: Tensor, level: Level) -> Tensor:
-        """The fake's error in what its network predicts, with some prompts left out where it is to be guided."""
+        """The fake's error, with some prompts left out where it is to be guided.
+
+        mean || native - native of `clean` ||^2,    or    mean || alpha_t eps_fake - alpha_t eps ||^2
+        """
         prompts: list[str | None] = list(pictures.prompts)
         if self.dropout:
             left_out = [_share(derived_seed(seed, "dropout")) < self.dropout for seed in pictures.seeds]
             prompts = [None if out else prompt for prompt, out in zip(prompts, left_out, strict=True)]
         told = ctx.roles.need(FAKE).denoiser(prompts)(x, level)
-        loss: Tensor = (told.native - told.with_denoised(clean).native.detach()).square().mean()
+        true = told.with_denoised(clean)
+        if self.fake_error == NOISE:
+            apart = level.alpha * (told.noise - true.noise.detach())
+        else:
+            apart = told.native - true.native.detach()
+        loss: Tensor = apart.square().mean()
         ctx.log(fake_error=loss)
         return loss
 
@@ -357,10 +370,15 @@ class VSD(DistributionMatching):
 
 @dataclass(frozen=True, kw_only=True)
 class SwiftBrush(DistributionMatching):
-    """VSD with teacher and fake guided alike. A row's prompt is left out by itself, a batch's in the authors' code."""
+    """VSD with teacher and fake guided alike, and the fake's error in alpha times the noise.
+
+    A row's prompt is left out by itself, a batch's in the authors' code; their fake learns on all of the noise range,
+    here on what the student is matched on.
+    """
 
     critic_steps: int = 1
     weighting: str = NOISE
+    fake_error: str = NOISE
     fake_guided: bool = True
     dropout: float = 0.1
     high: float = 0.981

@@ -146,6 +146,11 @@ class UCGMT(DistillMethod):
         made: Any = LCMScheduler if self.stochasticity else DDIMScheduler
         return made.from_config(stock.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
 
+    def by_hand(self, stock: Any) -> dict[str, Any]:
+        if self.stochasticity == 1 and not self.extrapolation and not is_flow(stock):
+            return {"sampler": "lcm", "grid": None}  # what LCMScheduler does
+        return super().by_hand(stock)
+
     # -- an update ---------------------------------------------------------------------------------------------
 
     def update(self, ctx: DistillContext) -> Iterator[Part]:

@@ -83,10 +83,13 @@ def items(
         return taught(teacher, how, told, [str(derived_seed(seed, "pair", i)) for i in range(count)], rows, model)
     world = importlib.import_module(f"{__package__.rpartition('.')[0]}.zoo.world")
     split = named[1].partition(":")[2]
-    side = _side(teacher)
+    width, height = _size(teacher)
+    if width != height:
+        raise UsageError(f"the embedded world draws squares and this model {width}x{height}; give a width and height "
+                         "that are alike, data=teacher:1000, or a folder of pictures")  # fmt: skip
 
     def make(numbers: list[int]) -> Tensor:
-        return teacher.encode(_tensor(world.pictures(numbers, split, side)).to(teacher.device))
+        return teacher.encode(_tensor(world.pictures(numbers, split, width)).to(teacher.device))
 
     return Items(world.captions(range(count), split), None, make, f"{model} of {named[1]} {teacher.shape}")
 
@@ -111,12 +114,12 @@ def taught(
 
 
 def _folder(folder: Path, teacher: Learner, model: str) -> Items:
-    """Pictures, the shorter side of each scaled to the model's and the middle cut out."""
+    """Pictures, each scaled until it covers the model's size, and the middle cut out."""
     captions = _captions(folder)
-    files, side = sorted(captions), _side(teacher)
+    files, size = sorted(captions), _size(teacher)
 
     def make(numbers: list[int]) -> Tensor:
-        pictures = [_fitted(folder / files[i], side) for i in numbers]
+        pictures = [_fitted(folder / files[i], size) for i in numbers]
         return teacher.encode(_tensor(np.stack(pictures)).to(teacher.device))
 
     stamps = [f"{name} {(folder / name).stat().st_size} {(folder / name).stat().st_mtime_ns}" for name in files]
@@ -140,12 +143,14 @@ def _captions(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"cannot read the captions of {folder}: {error}; give metadata.jsonl with file_name and text, "
                          "or a .txt beside each picture") from None  # fmt: skip
-    read = [
-        file for name in found for file in (name, Path(name).with_suffix(".txt").name)[: 1 + (not listed.is_file())]
-    ]
+    beside = [] if listed.is_file() else [Path(name).with_suffix(".txt").name for name in found]
+    read = [*found, *beside]
     astray = next((file for file in read if not _inside(folder, file)), None)
     if astray is not None:
         raise UsageError(f"{astray} in the captions of {folder} lies outside of that folder; copy it there")
+    gone = next((name for name in found if not (folder / name).is_file()), None)
+    if gone is not None:
+        raise UsageError(f"{gone!r} in the captions of {folder} is no file there; take its line away")
     if not found:
         raise UsageError(f"{folder} holds no pictures with captions")
     return found
@@ -159,14 +164,15 @@ def _inside(folder: Path, name: str) -> bool:
         return False
 
 
-def _fitted(path: Path, side: int) -> Any:
+def _fitted(path: Path, size: tuple[int, int]) -> Any:
+    """uint8 (H, W, 3). size: (width, height)."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > PIXELS:
                 raise ValueError(f"more than {PIXELS} pixels")
-            return np.asarray(ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.LANCZOS))
+            return np.asarray(ImageOps.fit(opened.convert("RGB"), size, Image.Resampling.LANCZOS))
     except Exception:  # decoders of hostile files raise nearly anything
         raise UsageError(f"{path} is no picture that can be read; take it out of the data") from None
 
@@ -176,10 +182,11 @@ def _tensor(pictures: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
-def _side(teacher: Learner) -> int:
-    """The side of its pictures, in pixels."""
+def _size(teacher: Learner) -> tuple[int, int]:
+    """(width, height) of its pictures, in pixels."""
     with torch.no_grad():
-        return int(teacher.decode(torch.zeros(1, *teacher.shape, device=teacher.device)).shape[-1])
+        height, width = teacher.decode(torch.zeros(1, *teacher.shape, device=teacher.device)).shape[-2:]
+    return int(width), int(height)
 
 
 class Latents:
@@ -195,12 +202,15 @@ class Latents:
     def make(self, told: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Whatever is missing. told: how many items are there, of how many."""
         make_folder(self.folder)
-        shards = range(-(-len(self) // SHARD))
-        told(0, len(self))
-        for shard in shards:
-            if self.processes.mine(shard, 1) and not self._whole(shard):
-                self._write(shard)
-            told(min(len(self), (shard + 1) * SHARD), len(self))
+        missing = self.processes.by_first(self._missing)
+        there = len(self) - sum(len(self._range(shard)) for shard in missing)
+        told(there, len(self))
+        for first in range(0, len(missing), self.processes.world):
+            some = missing[first : first + self.processes.world]
+            self._make_of(some)
+            there += sum(len(self._range(shard)) for shard in some)
+            told(there, len(self))
+        self._open.clear()
 
     def of(self, numbers: Sequence[int]) -> Tensor:
         """(B, *shape) of items."""
@@ -226,9 +236,20 @@ class Latents:
             self._open[shard] = safe_open(self._path(shard), "pt")
         return self._open[shard]
 
-    def _write(self, shard: int) -> None:
+    def _missing(self) -> list[int]:
+        return [shard for shard in range(-(-len(self) // SHARD)) if not self._whole(shard)]
+
+    def _make_of(self, shards: Sequence[int]) -> None:
+        """One of these, a process each. All make as many items, so that all call the network equally often; what is too
+        much of a short shard, and what nobody wanted, is dropped."""
+        rank, most = self.processes.rank, max(len(self._range(shard)) for shard in shards)
+        shard = shards[min(rank, len(shards) - 1)]
+        numbers = self._range(shard)
         with torch.no_grad():
-            clean = self.items.make(self._range(shard)).float().cpu().contiguous()
+            made = self.items.make(numbers + numbers[-1:] * (most - len(numbers)))
+        if rank < len(shards):
+            self._write(shard, made[: len(numbers)].float().cpu().contiguous())
+
+    def _write(self, shard: int, clean: Tensor) -> None:
         with disk_errors(self.folder), whole(self._path(shard)) as part:
             save_file({"clean": clean}, part, metadata={"of": self.items.digest(self._range(shard))})
-        self._open.pop(shard, None)

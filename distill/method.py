@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..samplers.denoiser import Denoiser
 from ..samplers.lcm import distilled_levels
 from ..samplers.loop import sample
@@ -62,7 +63,8 @@ class Pictures:
 
 @dataclass(eq=False)
 class DistillContext(Update):
-    """One update. guidance: the teacher's rule, a line.
+    """One update. guidance: the teacher's rule, a line. lockstep: so many processes must call the networks equally
+    often, as for weights that are shared out.
 
     deal: the i-th draw of this update, prompts with fresh seeds. data: the same of the data set, with clean latents; a
     UsageError where there is none. first, total: of a draw's rows, all processes together, those from `first` on are
@@ -75,6 +77,7 @@ class DistillContext(Update):
     data: Callable[[int], Pictures]
     first: int
     total: int
+    lockstep: int = 1
 
     def chunks(self, count: int) -> list[range]:
         """Rows of a draw in portions of at most `rows`."""
@@ -86,14 +89,21 @@ class DistillContext(Update):
         schedule = self.roles.teacher.denoiser([""]).schedule
         everything = times.groups(schedule, self.total, self.seed("times", purpose))
         wanted = range(count) if rows is None else rows
+        share = self.total // self.lockstep
+        calls = {len(self._dealt(everything, rank * share, wanted)) for rank in range(self.lockstep)}
+        if len(calls) > 1 and self.lockstep > 1:
+            raise UsageError(f"{len(everything)} noise levels of a batch of {self.total} do not come to "
+                             f"{self.lockstep} processes evenly, and shared out weights need equal calls; make strata "
+                             "or batch a multiple of the processes, or rows smaller")  # fmt: skip
+        return self._dealt(everything, self.first, wanted)
+
+    def _dealt(self, groups: Sequence[Group], first: int, wanted: range) -> list[Group]:
+        """What a process whose rows begin at `first` has of the groups, at most `rows` together."""
         found = []
-        for group in everything:
-            start, stop = (
-                max(group.rows.start - self.first, wanted.start),
-                min(group.rows.stop - self.first, wanted.stop),
-            )
-            for first in range(start, stop, self.rows):
-                found.append(replace(group, rows=range(first, min(first + self.rows, stop))))
+        for group in groups:
+            start, stop = max(group.rows.start - first, wanted.start), min(group.rows.stop - first, wanted.stop)
+            for low in range(start, stop, self.rows):
+                found.append(replace(group, rows=range(low, min(low + self.rows, stop))))
         return found
 
     def noise(self, pictures: Pictures, purpose: str, step: int = 0) -> Tensor:
@@ -141,6 +151,11 @@ class DistillMethod(ABC):
         """Does an update depend on how many there will be?"""
         return False
 
+    @property
+    def alike(self) -> bool:
+        """Does an update call the networks equally often on every process, where its levels are dealt so?"""
+        return True
+
     def check(self, roles: Roles, guidance: str) -> None:  # noqa: B027, most methods go with every teacher
         """UsageError for a teacher that this method cannot learn from, before anything is drawn."""
 
@@ -158,6 +173,15 @@ class DistillMethod(ABC):
             return LCMScheduler.from_config(stock.config, clip_sample=False)
         return DDIMScheduler.from_config(stock.config, timestep_spacing="trailing", set_alpha_to_one=True,
                                          clip_sample=False)  # fmt: skip
+
+    def by_hand(self, stock: Any) -> dict[str, Any]:
+        """The sampler and grid of a RunSpec that do what `scheduler` does where the model keeps its own one."""
+        return {"sampler": self.sampler, "grid": None if self.sampler == "lcm" and not is_flow(stock) else "trailing"}
+
+    @property
+    def scales(self) -> tuple[float, float] | None:
+        """The lowest and highest guidance scale that the network learns to be told; None where it is told none."""
+        return None
 
     def recommended(self) -> dict[str, Any]:
         """Settings of a RunSpec that draws the student's pictures."""

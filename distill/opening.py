@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from ..generation.models import load, load_weak
+from ..generation.models import load_weak
 from ..generation.spec import RunSpec
 from ..guidance.grammar import parse
-from ..guidance.pipelines import adapter_of
 from ..training.learner import Learner
-from ..training.pipeline_learner import PipelineLearner
+from ..training.pipeline_learner import PipelineLearner, load_for, network_of
+from ..training.sharding import Sharding
 from .data import check_line, is_of_teacher
 from .head import Head
 from .method import DistillMethod
 from .methods.registry import make_method
-from .roles import FAKE, HEAD, TARGET, Frozen, Roles
+from .roles import FAKE, HEAD, STUDENT, TARGET, Frozen, Roles
 from .spec import DistillSpec
 from .student import read_student
 
@@ -29,18 +29,20 @@ from .student import read_student
 @dataclass(frozen=True, eq=False)
 class Opened:
     """pipe: the teacher's pipeline, None for learners of another kind. modules: everything that is loaded, for the
-    memory plan. features: where pictures are compared, or None."""
+    memory plan. features: where pictures are compared, or None. sharding: how weights are shared out, or None."""
 
     roles: Roles
     method: DistillMethod
     pipe: Any = None
     features: Any = None
     modules: tuple[nn.Module, ...] = ()
+    sharding: Sharding | None = None
 
 
-def open_run(spec: DistillSpec, device: torch.device | str = "cpu") -> Opened:
-    """Everything of a run. Raises UsageError for a teacher that cannot be used as a denoiser, a method that needs data
-    where none is named, a rule that the method cannot learn from, fp16 on a CPU."""
+def open_run(spec: DistillSpec, device: torch.device | str = "cpu", sharding: Sharding | None = None) -> Opened:
+    """Everything of a run. sharding: how weights are shared out, None for whole ones. Raises UsageError for a teacher
+    that cannot be used as a denoiser, a method that needs data where none is named, a rule that the method cannot learn
+    from, fp16 on a CPU."""
     device = torch.device(device)
     spec.training_prompts()
     method = make_method(spec.method)
@@ -57,23 +59,28 @@ def open_run(spec: DistillSpec, device: torch.device | str = "cpu") -> Opened:
         from ..evaluation.features import open_features
 
         features = open_features(spec.features, device)
-    pipe = load(spec.model, device=str(device), allow_download=spec.allow_download)
-    roles = open_roles(spec, method, pipe)
+    if sharding is not None:
+        sharding.check(method, spec.guidance, spec.precision)
+    pipe = load_for(spec, device, sharding)
+    roles = open_roles(spec, method, pipe, sharding)
     method.check(roles, spec.guidance)
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return Opened(roles, method, pipe, features, (*parts, *_networks(roles, pipe)))
+    return Opened(roles, method, pipe, features, (*parts, *_networks(roles, pipe)), sharding)
 
 
-def open_roles(spec: DistillSpec, method: DistillMethod, pipe: Any) -> Roles:
+def open_roles(spec: DistillSpec, method: DistillMethod, pipe: Any, sharding: Sharding | None = None) -> Roles:
     """The teacher is the pipeline's own network, which never changes: students are adapters on it, or copies."""
-    student = _learner(spec, method, pipe, spec.train == "lora", "student", None)
+    networks = _copies(spec, method, network_of(pipe))
+    if sharding is not None:
+        sharding.place(pipe, [network_of(pipe), *networks.values()])
+    student = _learner(spec, pipe, STUDENT, networks, None)
     if spec.start:
         read_student(Path(spec.start), student)
     roles = Roles(Frozen(student), student)
     if FAKE in method.roles:
-        roles.fake = _learner(spec, method, pipe, spec.fake_lora, FAKE, student)
+        roles.fake = _learner(spec, pipe, FAKE, networks, student)
     if TARGET in method.roles:
-        roles.target = _learner(spec, method, pipe, spec.train == "lora", TARGET, student)
+        roles.target = _learner(spec, pipe, TARGET, networks, student)
         for parameter in roles.target.parameters:
             parameter.requires_grad_(False)
     if HEAD in method.roles:
@@ -81,16 +88,22 @@ def open_roles(spec: DistillSpec, method: DistillMethod, pipe: Any) -> Roles:
     return roles
 
 
+def _copies(spec: DistillSpec, method: DistillMethod, teacher: Any) -> dict[str, Any]:
+    """The networks of the roles whose weights all learn, by role. A copy is the method's, which may give it a further
+    input."""
+    whole = {STUDENT: spec.train == "all", FAKE: not spec.fake_lora, TARGET: spec.train == "all"}
+    return {role: method.network(teacher).float() for role in method.roles if whole.get(role)}
+
+
 def _learner(
-    spec: DistillSpec, method: DistillMethod, pipe: Any, lora: bool, name: str, first: PipelineLearner | None
+    spec: DistillSpec, pipe: Any, name: str, networks: Mapping[str, Any], first: PipelineLearner | None
 ) -> PipelineLearner:
-    """One that learns. A copy of the network is the method's, which may give it a further input."""
-    teacher = network_of(pipe)
+    """One that learns: of these networks, or as adapters on the pipeline's."""
     return PipelineLearner(
         pipe,
-        spec.lora if lora else None,
-        network=None if lora else method.network(teacher),
-        base=None if lora else teacher,
+        None if name in networks else spec.lora,
+        network=networks.get(name),
+        base=network_of(pipe) if name in networks else None,
         adapter=name,
         seed=spec.seed,
         precision=spec.precision,
@@ -100,11 +113,6 @@ def _learner(
         call=spec.call,
         conditions=None if first is None else first.conditions,
     )
-
-
-def network_of(pipe: Any) -> Any:
-    """The network of a pipeline that denoises."""
-    return getattr(pipe, adapter_of(pipe).network)
 
 
 def _weak(spec: DistillSpec, pipe: Any) -> dict[str, nn.Module]:

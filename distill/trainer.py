@@ -8,7 +8,7 @@ The same spec again goes on where it stopped. What any training does stands in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,15 @@ from ..samplers.noise import derived_seed
 from ..storage import make_folder
 from ..training import checkpoint, run_folder, trainer
 from ..training.dealing import Deal
-from ..training.guardrails import Guard
 from ..training.look import Look
 from ..training.memory_plan import plan
 from ..training.numbers import Numbers
 from ..training.pipeline_learner import PipelineLearner
+from ..training.sharding import Sharding
 from ..training.trainer import Told, Trained, accelerator_for, stepper_for
 from ..training.update import LEARNER, Part
 from .data import Latents, items, taught
+from .guardrails import Guard, Notice
 from .method import DistillContext, Pictures
 from .model_card import write_card
 from .opening import Opened, open_run
@@ -56,22 +57,30 @@ def train(
     run_folder.refuse_other_run(spec.folder(), spec)
     with threads(spec.threads):
         accelerator = accelerator_for(spec)
-        opened = opened or open_run(spec, accelerator.device)
-        if planned is not None and accelerator.is_main_process:
-            planned(plan(opened.roles.student, spec, list(opened.modules)).lines())
+        opened = opened or open_run(spec, accelerator.device, Sharding.found(accelerator))
+        if planned is not None:
+            lines = _memory(spec, opened)
+            if accelerator.is_main_process:
+                planned(lines)
         return Run(spec, opened, accelerator, told or (lambda entry: None)).go()
 
 
 def memory_of(spec: DistillSpec) -> list[str]:
     """The estimate of the memory, for which the model is loaded."""
-    opened = open_run(spec, device_named(spec.device))
-    return plan(opened.roles.student, spec, list(opened.modules)).lines()
+    return _memory(spec, open_run(spec, device_named(spec.device)))
+
+
+def _memory(spec: DistillSpec, opened: Opened) -> list[str]:
+    roles = opened.roles.parameters()
+    helpers = [parameter for role, parameters in roles.items() if role != STUDENT for parameter in parameters]
+    return plan(opened.roles.student, spec, opened.modules, further=helpers, guidance="none").lines()
 
 
 class Run(trainer.Run):
     """Roles and a method in the loop of every training."""
 
     spec: DistillSpec
+    guard: Guard
 
     def __init__(self, spec: DistillSpec, opened: Opened, accelerator: Any, told: Told):
         self.opened, self.roles, self.method = opened, opened.roles, opened.method
@@ -137,6 +146,7 @@ class Run(trainer.Run):
             self.roles, self.spec.guidance, self._dealt, self._data, self.processes.rank * share, self.spec.batch,
             update=self.update, updates=self.spec.updates, rows=self.spec.rows, run_seed=self.spec.seed,
             state=self.memory, gather=self.gather, log=numbers.add,
+            lockstep=self.processes.world if self.opened.sharding else 1,
         )  # fmt: skip
 
     def _dealt(self, draw: int) -> Pictures:
@@ -156,6 +166,16 @@ class Run(trainer.Run):
 
     def look(self) -> Look:
         return self.watch.look(self.roles.student)
+
+    def updated(self, numbers: Mapping[str, Any]) -> list[Notice]:
+        return self.guard.weighed(numbers["effective"]) if "effective" in numbers else []
+
+    def looked(self, look: Look) -> list[Notice]:
+        return self.guard.looked()
+
+    def make_whole(self) -> None:
+        if isinstance(self.roles.student, PipelineLearner):
+            self.roles.student.make_whole(self.processes.rank == 0)
 
     def write_result(self) -> None:
         student = self.roles.student

@@ -13,6 +13,7 @@ from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.metrics.frechet import frechet_distance
 from ..evaluation.metrics.prdc import prdc
 from ..evaluation.processes import Processes
+from ..training.dealing import share
 from ..training.judging import adherence, of_the_world
 from ..training.learner import Learner
 from ..training.look import Look, features_of
@@ -61,7 +62,7 @@ class Watch:
     def _gathered(self, make: Any) -> Tensor:
         """uint8 (prompts * seeds, 3, H, W) of all processes, in the order of the prompts."""
         with torch.no_grad():
-            mine = {i: make(i) for i in range(len(self.prompts)) if self.processes.mine(i, 1)}
+            mine = {i: make(i) for i in share(len(self.prompts), self.processes)}
         everything: dict[int, Tensor] = {}
         for part in self.processes.gathered(mine):
             everything |= part

@@ -46,6 +46,11 @@ class Method(ABC):
     def paced(self) -> bool:
         return False
 
+    @property
+    def alike(self) -> bool:
+        """Does an update call the network equally often on every process? Weights that are shared out need that."""
+        return self.differentiable
+
     def pictures(self, prompts: int) -> int:
         """How many pictures one update samples for so many prompts: what sample efficiency is counted in."""
         return prompts

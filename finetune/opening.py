@@ -3,6 +3,7 @@ before anything big is loaded."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from ..generation.models import load, load_weak
+from ..generation.models import load_weak
 from ..generation.spec import RunSpec
 from ..guidance.grammar import parse
 from ..training.judging import of_the_world
 from ..training.learner import Learner
-from ..training.pipeline_learner import PipelineLearner
+from ..training.pipeline_learner import PipelineLearner, load_for, network_of
+from ..training.sharding import Sharding
 from .held_out import embedded_judge
 from .method import Method
 from .methods.registry import make_method
@@ -37,10 +39,10 @@ class Opened:
     modules: tuple[nn.Module, ...] = ()
 
 
-def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu") -> Opened:
-    """Everything of a run. Raises UsageError for a reward without a gradient where the method needs one, a judge that
-    is the reward, prompts that a reward cannot read, a model that cannot be trained, a sampler that the method cannot
-    learn from, fp16 on a CPU."""
+def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu", sharding: Sharding | None = None) -> Opened:
+    """Everything of a run. sharding: how weights are shared out, None for whole ones. Raises UsageError for a reward
+    without a gradient where the method needs one, a judge that is the reward, prompts that a reward cannot read, a
+    model that cannot be trained, a sampler that the method cannot learn from, fp16 on a CPU."""
     device = torch.device(device)
     spec.training_prompts()
     if spec.precision == "fp16" and device.type == "cpu":
@@ -55,7 +57,9 @@ def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu") -> Opened:
         features = open_features(spec.features, device)
     for score in (reward, *judges.values()):
         score.check_prompts([*spec.training_prompts(), *spec.held_out_prompts()])
-    learner, modules = open_learner(spec, device)
+    if sharding is not None:
+        sharding.check(method, spec.guidance, spec.precision)
+    learner, modules = open_learner(spec, device, sharding)
     method.check(learner, spec.sampling)
     return Opened(learner, method, reward, judges, features, modules)
 
@@ -88,16 +92,22 @@ def _models(reward: Reward) -> set[str]:
     return {reward.name.partition(":")[0] if reward.model == "none" else reward.model}
 
 
-def open_learner(spec: FinetuneSpec, device: torch.device) -> tuple[PipelineLearner, tuple[nn.Module, ...]]:
+def open_learner(
+    spec: FinetuneSpec, device: torch.device, sharding: Sharding | None = None
+) -> tuple[PipelineLearner, tuple[nn.Module, ...]]:
     """The model of a spec as a learner, and all modules that were loaded."""
-    pipe = load(spec.model, device=str(device), allow_download=spec.allow_download)
-    networks = {}
+    pipe = load_for(spec, device, sharding)
+    network, base, networks = network_of(pipe), None, {}
+    if sharding is not None:
+        base = copy.deepcopy(network) if spec.train == "all" else None  # once shared out it cannot be copied
+        sharding.place(pipe, [network] if base is None else [network, base])
     if "weak" in parse(spec.guidance).needs:
         drawn = RunSpec(model=spec.model, weak=spec.weak, guidance=spec.guidance, device=str(device))
         networks = {"weak": load_weak(drawn, pipe).requires_grad_(False)}
     learner = PipelineLearner(
         pipe,
         spec.lora if spec.train == "lora" else None,
+        base=base,
         seed=spec.seed,
         precision=spec.precision,
         network_checkpoints=spec.network_checkpoints,

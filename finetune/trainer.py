@@ -22,6 +22,7 @@ from ..training.look import Look
 from ..training.memory_plan import plan
 from ..training.numbers import Numbers
 from ..training.pipeline_learner import PipelineLearner
+from ..training.sharding import Sharding
 from ..training.trainer import Told, Trained, accelerator_for, stepper_for
 from ..training.update import LEARNER, Part
 from .guardrails import Guard, Notice
@@ -48,9 +49,11 @@ def train(
     run_folder.refuse_other_run(spec.folder(), spec)
     with threads(spec.threads):
         accelerator = accelerator_for(spec)
-        opened = opened or open_run(spec, accelerator.device)
-        if planned is not None and accelerator.is_main_process:
-            planned(plan(opened.learner, spec, list(opened.modules)).lines())
+        opened = opened or open_run(spec, accelerator.device, Sharding.found(accelerator))
+        if planned is not None:
+            lines = plan(opened.learner, spec, list(opened.modules)).lines()
+            if accelerator.is_main_process:
+                planned(lines)
         return Run(spec, opened, accelerator, told or (lambda entry: None)).go()
 
 
@@ -103,6 +106,10 @@ class Run(trainer.Run):
 
     def looked(self, look: Look) -> list[Notice]:
         return self.guard.evaluated(look.numbers["reward"], look.judges, look.numbers["diversity"])
+
+    def make_whole(self) -> None:
+        if isinstance(self.opened.learner, PipelineLearner):
+            self.opened.learner.make_whole(self.processes.rank == 0)
 
     def write_result(self) -> None:
         _save(self.opened.learner, self.spec, self.result)

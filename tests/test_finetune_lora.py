@@ -175,6 +175,20 @@ def test_the_base_is_the_model_before_training(settings: LoraSettings | None) ->
             assert torch.equal(run(made, made.denoiser(PROMPTS)), before)
 
 
+def test_checkpoints_in_the_vae_change_no_picture_and_no_gradient() -> None:
+    def decoded(stored: bool) -> tuple[Tensor, Tensor]:
+        made = learner(network_checkpoints=stored)
+        assert made.model.vae.decoder.gradient_checkpointing == stored
+        x = torch.randn(2, *made.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        pictures = made.decode(x)
+        pictures.square().sum().backward()
+        assert x.grad is not None
+        return pictures.detach(), x.grad
+
+    for found, wanted in zip(decoded(True), decoded(False), strict=True):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_base_pass_before_the_backward_pass_changes_no_gradient(inside: bool) -> None:
     """Checkpoints compute again during the backward pass: with the adapters as they were. inside: the network stores

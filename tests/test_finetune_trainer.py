@@ -31,7 +31,6 @@ from pilotage.finetune.methods.registry import make_method
 from pilotage.finetune.opening import open_scores, refuse_own_judge
 from pilotage.generation.settings import presets, purpose_of, resolve
 from pilotage.training import run_folder
-from pilotage.training.memory_plan import plan, saved_bytes
 from pilotage.training.optimisers import average_gradients, make_optimiser
 from pilotage.training.stepping import Stepper
 
@@ -340,27 +339,6 @@ def test_the_embedded_judge_counts_what_the_caption_states() -> None:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_saved_bytes_are_those_of_the_graph() -> None:
-    x, weight = torch.randn(4, 8, requires_grad=True), nn.Parameter(torch.randn(8, 8))
-    own = {weight.untyped_storage().data_ptr()}
-    assert saved_bytes(lambda: (x @ weight).tanh(), own) == 2 * 4 * 8 * 4, "x, and the tanh"
-
-
-def test_the_plan_adds_up(tmp_path: Path) -> None:
-    opened = tiny()
-    parts = [p for p in opened.learner.pipe.components.values() if isinstance(p, nn.Module)]  # type: ignore[attr-defined]
-    trained = sum(p.numel() for p in opened.learner.parameters)
-    small = plan(opened.learner, spec(tmp_path), parts)
-    held = {id(p): p for part in parts for p in (*part.parameters(), *part.buffers())}
-    assert small.weights == sum(p.numel() * p.element_size() for p in held.values())
-    assert small.training == 12 * trained
-    more = plan(opened.learner, spec(tmp_path, rows=8), parts)
-    assert more.step == 2 * small.step and more.decode == 2 * small.decode and more.weights == small.weights
-    stored = plan(tiny(network_checkpoints=True).learner, spec(tmp_path), parts)
-    assert stored.step < small.step / 2
-    assert plan(opened.learner, spec(tmp_path, offload=True), parts).peak < small.peak
-
-
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -420,7 +398,7 @@ def test_the_command_says_what_is_wrong_before_it_loads_a_model(
     def never(*anything: Any, **settings: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("pilotage.finetune.opening.load", never)
+    monkeypatch.setattr("pilotage.training.pipeline_learner.load", never)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     lines = {

@@ -15,6 +15,13 @@ from ..samplers.noise import derived_seed
 T = TypeVar("T")
 
 
+def share(count: int, processes: Processes) -> list[int]:
+    """Which of `count` things are this process's, as many on each: the last thing is done several times, by those who
+    would wait for it otherwise."""
+    rounds = range(0, count, processes.world)
+    return [min(first + processes.rank, count - 1) for first in rounds]
+
+
 @dataclass(frozen=True)
 class Deal(Generic[T]):
     """Of prompts, or other things. All come once before any comes again, in a new order each time through. Nothing is

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..samplers.denoiser import raw_output
+from .sharding import let_go
 
 _TOKENS = ("hidden_states", "x", "visual_embed")  # what a block calls the picture's tokens
 _ASIDE = ("refiner", "text", "caption", "context", "vace", "face", "control")  # lists of blocks beside the trunk
@@ -46,6 +48,8 @@ def middle_features(network: nn.Module, call: Callable[[], Any], shape: tuple[in
         pass
     finally:
         hook.remove()
+        if not torch.is_grad_enabled():  # with a graph the backward pass does it
+            let_go(network)
     return _as_picture(found[0], shape)
 
 

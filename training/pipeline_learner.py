@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
+from ..generation.models import load
 from ..guidance.grammar import parse
 from ..guidance.guided import Guided
+from ..guidance.pipelines import adapter_of
 from ..guidance.pipelines.forms import LENGTHS, evaluate, weights_of
 from ..samplers.denoiser import NetworkDenoiser
 from ..samplers.sampler import Level
@@ -23,8 +25,24 @@ from .conditions import Conditions
 from .learner import Learner
 from .lora import NAME, LoraSettings, acting, adapters, add_lora, change_norm, lora_state, save_lora
 from .middle import middle_features
+from .sharding import Sharding, is_shared, make_whole, whole
+from .spec import TrainingSpec
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def network_of(pipe: Any) -> Any:
+    """The network of a pipeline that denoises."""
+    return getattr(pipe, adapter_of(pipe).network)
+
+
+def load_for(spec: TrainingSpec, device: torch.device, sharding: Sharding | None = None) -> Any:
+    """The pipeline of a spec. Where its network is frozen and computes in bfloat16, that is what it is read in. What is
+    shared out is in the computer's memory first."""
+    frozen = spec.train == "lora" and spec.precision == "bf16"
+    where = str(device) if sharding is None else "cpu"
+    dtype = torch.bfloat16 if frozen else torch.float32
+    return load(spec.model, dtype=dtype, device=where, allow_download=spec.allow_download)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +73,10 @@ class PipelineLearner(Learner):
     which is changed in place. base: the network before training where all weights learn, a copy of it by default.
     adapter: the name of the adapters, of which one network may carry several. seed: of the adapters' first values.
     precision: "no", "bf16" or "fp16" of the network's passes; what learns is float32 and so is the VAE.
-    network_checkpoints: the network stores its blocks' inputs only. networks: further ones that a rule asks for, by
-    name. size: (width, height) of the pictures, the model's own without it. call: further arguments of the pipeline's
-    call that say what its network is told, {"guidance_scale": 1.0} where that is an input of the network. conditions:
-    of the same pipeline, where several learners share them; they have their own size and call.
+    network_checkpoints: the network stores its blocks' inputs only, and so does the VAE. networks: further ones that a
+    rule asks for, by name. size: (width, height) of the pictures, the model's own without it. call: further arguments
+    of the pipeline's call that say what its network is told, {"guidance_scale": 1.0} where that is an input of the
+    network. conditions: of the same pipeline, where several learners share them; they have their own size and call.
     """
 
     def __init__(
@@ -83,7 +101,7 @@ class PipelineLearner(Learner):
         self.network = self.model.network if network is None else network
         self.adapter = None if lora is None else adapter
         self.networks = dict(networks or {})
-        self.autocast, self._trained = PRECISIONS[precision], True
+        self.autocast, self._trained, self.shared = PRECISIONS[precision], True, is_shared(self.network)
         if conditions is None:
             for part in pipe.components.values():
                 if isinstance(part, torch.nn.Module):
@@ -100,9 +118,11 @@ class PipelineLearner(Learner):
         self._base: Any = None
         if lora is None:
             self._base = copy.deepcopy(self.network) if base is None else base
-            self.parameters = list(self.network.float().requires_grad_(True).parameters())
+            self.parameters = list(_as_float32(self.network).requires_grad_(True).parameters())
+            before = dict(self._base.named_parameters())  # now: parts are exchanged for whole ones during a call
+            self._before = [before.get(name) for name, _ in self.network.named_parameters()]
         else:
-            if self.autocast is not None:
+            if self.autocast is not None and weights_of(self.network) != self.autocast:
                 self.network.to(self.autocast)
             self.parameters = add_lora(self.network, lora, seed, self.adapter or NAME)
         self.weights = weights_of(self.network)
@@ -113,6 +133,8 @@ class PipelineLearner(Learner):
         except (AttributeError, ValueError):
             name = type(self.network).__name__
             raise UsageError(f"{name} has no gradient checkpoints; leave out network_checkpoints") from None
+        if getattr(self.model.vae, "_supports_gradient_checkpointing", False):
+            self.model.vae.enable_gradient_checkpointing()  # pictures of 1024 would keep 20 GB on their way back
 
     # -- what a Learner is ---------------------------------------------------------------------------------------
 
@@ -123,6 +145,9 @@ class PipelineLearner(Learner):
         rule = parse(guidance)
         schedule, kind = self.model.schedule, self.model.kind
         conditions = {"cond": {**self.conditions.of(prompts), **(told or {})}}
+        if self.shared and LENGTHS in conditions["cond"]:
+            raise UsageError("these prompts have different lengths and go through the network one by one, and shared "
+                             "out weights need equal calls on all processes; give rows=1")  # fmt: skip
         if "uncond" in rule.needs:
             conditions["uncond"] = self.conditions.of([""], negative=True)
         nets = {name: _Network(net, acting(net), self.weights, self.autocast) for name, net in self.networks.items()}
@@ -166,13 +191,19 @@ class PipelineLearner(Learner):
         """The norm of the difference of all weights from the base's; of weights that the base lacks, their own."""
         if self.adapter is not None:
             return change_norm(self.network, self.adapter)
-        before, total = dict(self._base.named_parameters()), 0.0
-        for name, parameter in self.network.named_parameters():
+        total = 0.0
+        for parameter, before in zip(self.parameters, self._before, strict=True):
             change = parameter.detach().double()
-            if name in before:
-                change = change - before[name].detach().double()
-            total += float(change.square().sum())
+            if before is not None:
+                change = change - before.detach().double()
+            total += float(whole(change.square().sum()))
         return total**0.5
+
+    def make_whole(self, keep: bool) -> None:
+        """Put a network together whose weights all learn and were shared out; on every process, and before it is saved.
+        keep: on this one. It is not called any more after this."""
+        if self.adapter is None and is_shared(self.network):
+            make_whole(self.network, keep)
 
     def save(self, folder: Path) -> None:
         """What was learnt: a LoRA as `pipe.load_lora_weights` has it, or the network as `save_pretrained` writes it."""
@@ -200,3 +231,8 @@ class PipelineLearner(Learner):
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents in the scaling of the network -> pictures in [0, 1], float32."""
         return self.model.decode(latents)
+
+
+def _as_float32(network: Any) -> Any:
+    """Untouched where it is: weights that were shared out are not moved again."""
+    return network if all(p.dtype == torch.float32 for p in network.parameters()) else network.float()

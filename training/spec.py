@@ -76,7 +76,7 @@ class TrainingSpec(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     # what it costs
     precision: Literal["no", "bf16", "fp16"] = "no"
-    network_checkpoints: bool = Field(False, description="the network stores its blocks' inputs only")
+    network_checkpoints: bool = Field(False, description="network and VAE store their blocks' inputs only")
     offload: bool = Field(False, description="activations wait in the computer's memory")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$")
     threads: int | None = Field(None, ge=1, le=4096)

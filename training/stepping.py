@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .optimisers import average_gradients
+from .sharding import part_like, whole
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Stepper:
         if self.reduce is not None:
             average_gradients(self.parameters, self.reduce)
         self.scaler.unscale_(self.optimiser)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)))
         finite, too_high = math.isfinite(norm), self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimiser)  # does not step where fp16 overflowed
@@ -94,13 +95,23 @@ class Stepper:
 
     def recall(self, held: Mapping[str, Any]) -> None:
         self.recall_weights(held)
-        self.optimiser.load_state_dict(held["optimiser"])
+        self.optimiser.load_state_dict(self._parts_of(held["optimiser"]))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(held["scaler"])
 
+    def _parts_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimiser's state as its parameters lie: of whole tensors the parts of this process."""
+        of = [p for group in self.optimiser.param_groups for p in group["params"]]
+
+        def placed(value: Any, like: Tensor) -> Any:
+            return part_like(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+
+        held = {i: {name: placed(v, of[i]) for name, v in values.items()} for i, values in state["state"].items()}
+        return {**state, "state": held}
+
 
 def fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into tensors; no values leave them."""
+    """Copy values, whole or in parts, into tensors; no values leave them."""
     with torch.no_grad():
         for tensor, value in zip(tensors, values):
-            tensor.copy_(value)
+            tensor.copy_(part_like(value, tensor))

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..evaluation.meeting import answered, patience
 from ..evaluation.processes import Processes, leave_at_exit
 from ..generation.lock import locked
 from ..generation.models import device_named
@@ -28,6 +30,7 @@ from .guardrails import Guard, Notice
 from .look import Look, shown
 from .numbers import Numbers, flat
 from .optimisers import make_optimiser
+from .sharding import gathered, is_part, refuse_other_engines
 from .spec import TrainingSpec
 from .stepping import Stepper
 from .update import LEARNER, Part
@@ -57,11 +60,13 @@ class Trained:
 
 def accelerator_for(spec: TrainingSpec) -> Any:
     """accelerate's, on the device of the spec; it moves and casts nothing here."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
+    refuse_other_engines()
     device_named(spec.device)  # accelerate would take the CPU without a word where there is no GPU
+    waits = InitProcessGroupKwargs(timeout=timedelta(seconds=patience()))
     made = Accelerator(cpu=spec.device == "cpu", mixed_precision="no", log_with=spec.tracker,
-                       project_dir=str(spec.folder()))  # fmt: skip
+                       project_dir=str(spec.folder()), kwargs_handlers=[waits])  # fmt: skip
     leave_at_exit()
     return made
 
@@ -71,7 +76,7 @@ def stepper_for(
 ) -> Stepper:
     """rate: the spec's learning rate without it."""
     optimiser = make_optimiser(spec.optimizer, parameters, rate or spec.learning_rate, spec.betas, spec.weight_decay)
-    together = accelerator.num_processes > 1
+    together = accelerator.num_processes > 1 and not is_part(parameters[0])  # FSDP averages what it shares out
     return Stepper(
         parameters,
         optimiser,
@@ -121,6 +126,9 @@ class Run(ABC):
     def look(self) -> Look:
         """At the model as it is now; the same on every process."""
 
+    def make_whole(self) -> None:  # noqa: B027, most are
+        """What was learnt, where its weights were shared out, on the first process; called on every one, at the end."""
+
     @abstractmethod
     def write_result(self) -> None:
         """What was learnt, and its card, into `result`; on the first process."""
@@ -157,7 +165,7 @@ class Run(ABC):
 
     def _go_on(self) -> int:
         """To the end, alone in the folder. How many updates were made."""
-        with ExitStack() as held:
+        with ExitStack() as held, answered():
             self.processes.by_first(lambda: self._take_over(held))
             started = self._resume()
             self._begin()
@@ -201,7 +209,7 @@ class Run(ABC):
             notices += self._look_if_due(numbers)
         self.seconds += time.perf_counter() - begun
         stop = next((notice for notice in notices if notice.stops), None)
-        said = [f"update {self.update}: {notice.text}" for notice in notices]
+        said = list(dict.fromkeys(f"update {self.update}: {notice.text}" for notice in notices))
         if stop is not None:
             self._stop()
             said.append(f"update {self.update}: {self.stopped}")
@@ -221,9 +229,11 @@ class Run(ABC):
             self.looks["after"] = look.plain(self.update)
             self._sheet(look)
         self._keep()
-        if self._first:
-            with self.stepper.averaged(), disk_errors(self.result):
-                self.write_result()
+        with self.stepper.averaged():
+            self.make_whole()
+            if self._first:
+                with disk_errors(self.result):
+                    self.write_result()
         self._page()
         if self.spec.tracker:
             self.accelerator.end_training()
@@ -281,7 +291,9 @@ class Run(ABC):
 
     def _compare_parameters(self) -> None:
         """Processes that drifted apart would train different models without a word."""
-        learning = [p for stepper in self.steppers.values() for p in stepper.parameters]
+        learning = [p for stepper in self.steppers.values() for p in stepper.parameters if not is_part(p)]
+        if not learning:
+            return
         sums = torch.stack([p.detach().float().sum() for p in learning])
         everybody = self.accelerator.gather(sums[None])
         if not bool((everybody == everybody[0]).all()):
@@ -336,9 +348,10 @@ class Run(ABC):
     def _keep_good(self) -> None:
         """The weights of an evaluation at which all was well."""
         self.looks["good"] = self.looks["after"]
+        weights = {role: gathered(stepper.weights(), self._first) for role, stepper in self.steppers.items()}
         if self._first:
             make_folder(self._good.parent)
-            checkpoint.write(self._good, {role: stepper.weights() for role, stepper in self.steppers.items()})
+            checkpoint.write(self._good, weights)
 
     def _stop(self) -> None:
         """Go back to the weights of the last good evaluation; steps that were left out have spoilt nothing."""
@@ -359,13 +372,14 @@ class Run(ABC):
     def _keep(self) -> None:
         """A checkpoint, with what every process's method remembers; the first one writes."""
         memories = self.processes.gathered(self.memory)
+        training = {role: gathered(stepper.plain(), self._first) for role, stepper in self.steppers.items()}
         if self._first:
             if all(checkpoint.same(memory, memories[0]) for memory in memories[1:]):
                 memories = memories[:1]  # such as a target network, which all have
             state = {
                 "update": self.update, "pictures": self.pictures, "seconds": self.seconds, "stopped": self.stopped,
                 "looks": self.looks, "notices": self.notices, "guard": self.guard.plain(), "memories": memories,
-                "training": {role: stepper.plain() for role, stepper in self.steppers.items()},
+                "training": training,
             }  # fmt: skip
             checkpoint.keep(self.folder / run_folder.CHECKPOINTS, self.update, state)
         self.accelerator.wait_for_everyone()

@@ -38,6 +38,10 @@ class DDPO(StepPolicyGradient):
         if self.buffer < self.least:
             raise UsageError(f"buffer={self.buffer} never holds least={self.least} rewards of a prompt; make it larger")
 
+    @property
+    def alike(self) -> bool:
+        return self.fraction == 1  # otherwise each picture draws its own steps
+
     def check(self, learner: Learner, sampling: Sampling) -> None:
         check_rule(self._policy(learner, sampling))
 

@@ -8,6 +8,7 @@ branches lie. Nothing is left behind: the scheduler, the progress bar and the gl
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ class Call:
         """The pipeline's call, with these in place of the network's forward and of the scheduler's step, until one of
         them raises `_Stopped`. Each is given the original and the arguments."""
         generator = generator or torch.Generator().manual_seed(0)
-        with _restored(self.pipe), torch.inference_mode(False), torch.no_grad():
+        with _restored(self.pipe), _without_hooks(self.network), torch.inference_mode(False), torch.no_grad():
             scheduler, network = self.pipe.scheduler, self.network
             shadows = [Shadow(network, entry_of(network), on_network), Shadow(scheduler, "step", on_step)]
             try:
@@ -117,6 +118,18 @@ def _restored(pipe: Any) -> Iterator[None]:
             del pipe._progress_bar_config
         else:
             pipe._progress_bar_config = bar
+
+
+@contextmanager
+def _without_hooks(network: Any) -> Iterator[None]:
+    """Inside, nothing is done before or after a call of the network, which computes nothing: hooks that gather its
+    weights from other processes would wait for their calls."""
+    held = network._forward_pre_hooks, network._forward_hooks
+    network._forward_pre_hooks, network._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        network._forward_pre_hooks, network._forward_hooks = held
 
 
 # -- until the network ------------------------------------------------------------------------------------------------

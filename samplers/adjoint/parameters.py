@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,3 +104,13 @@ def refuse_unknown(outputs: Iterable[Tensor], known: Iterable[Tensor]) -> None:
             if before is not None and before not in seen:
                 seen.add(before)
                 todo.append(before)
+
+
+def add_up_themselves(parameters: Sequence[Tensor]) -> bool:
+    """Are they parts of weights that FSDP shares out? Then whole weights that are made for a call stand in its graph,
+    and a backward pass brings their gradients into those of the parts."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in parameters)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .chain import Chain
-from .parameters import refuse_dropout, refuse_unknown
+from .parameters import add_up_themselves, refuse_dropout, refuse_unknown
 from .tensors import put_together, taken_apart, tensors_of
 
 Grads = list[Tensor | None]
@@ -58,6 +58,9 @@ class Sweep(ABC):
         pairs = [(t, a) for t, a in zip(outputs, adjoint, strict=True) if a is not None and t.requires_grad]
         if not pairs:
             return [None] * len(held), [None] * len(parameters)
+        if add_up_themselves(parameters):
+            torch.autograd.backward([t for t, _ in pairs], [a for _, a in pairs])
+            return [t.grad for t in held], [None] * len(parameters)
         if not self.checked:
             refuse_unknown([t for t, _ in pairs], [*held, *parameters])
             self.checked = True

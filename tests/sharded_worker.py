@@ -16,7 +16,7 @@ os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 torch.set_num_threads(1)
 
 from test_finetune_pipelines import BUILT, opened  # noqa: E402
-from test_training_sharded import DISTIL, FINETUNE  # noqa: E402
+from test_training_sharded import ALL, DISTIL, FINETUNE  # noqa: E402
 
 from pilotage import distill, finetune  # noqa: E402
 from pilotage.distill.opening import open_run as open_distillation  # noqa: E402
@@ -59,10 +59,22 @@ def adapters(folder: Path) -> Any:
 @task
 def all_weights(folder: Path) -> Any:
     """With checkpoints of blocks and an average; the first update only, the rest is for one process."""
-    more = {"train": "all", "network_checkpoints": True, "ema": 0.9, "learning_rate": 1e-4}
-    spec = FINETUNE.changed(output=str(folder / "all_weights"), updates=1, **more)
+    spec = FINETUNE.changed(output=str(folder / "all_weights"), **{**ALL, "updates": 1})
     held = open_fine_tuning(spec, "cpu", sharding())
     shared = [share(network) for network in (held.learner.network, held.learner._base)]
+    finetune.train(spec, opened=held)
+    return shared
+
+
+@task
+def copies(folder: Path) -> Any:
+    """A whole copy on each "host", of one process: gradients are averaged between copies."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("dp_replicate", "dp_shard"))
+    spec = FINETUNE.changed(output=str(folder / "copies"), **{**ALL, "updates": 1})
+    held = open_fine_tuning(spec, "cpu", Sharding(torch.device("cpu"), mesh))
+    shared = share(held.learner.network)
     finetune.train(spec, opened=held)
     return shared
 

@@ -43,7 +43,7 @@ ALL = {"train": "all", "network_checkpoints": True, "ema": 0.9, "learning_rate":
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """What two processes did with shared out weights: their folders, and what they told."""
     folder = tmp_path_factory.mktemp("shared")
-    tasks = ["adapters", "all_weights", "distilled", "families"]
+    tasks = ["adapters", "all_weights", "copies", "distilled", "families"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(HERE / "sharded_worker.py")]
     told = subprocess.run(
         [*command, str(folder), *tasks], capture_output=True, text=True, timeout=420,
@@ -89,6 +89,13 @@ def test_one_process_goes_on_with_what_two_began_on_parts_of_all_weights(shared:
     alike(both.folder, alone.folder, "network/diffusion_pytorch_model.safetensors")
     changes = [log(run.folder)[-1]["held_out"]["weight_change"] for run in (both, alone)]
     assert changes[0] == pytest.approx(changes[1], rel=1e-4) and changes[0] > 0
+
+
+def test_copies_on_two_hosts_learn_as_one_process(shared: Any, tmp_path: Path) -> None:
+    folder, told = shared
+    assert told["copies"] == 1
+    alone = finetune.train(FINETUNE.changed(output=str(tmp_path / "x"), **{**ALL, "updates": 1}))
+    alike(folder / "copies", alone.folder, "network/diffusion_pytorch_model.safetensors")
 
 
 def test_a_network_that_was_shared_out_is_saved_as_its_own_class(shared: Any) -> None:

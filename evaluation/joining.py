@@ -38,9 +38,9 @@ def joined(part: Mapping[str, Any], processes: Processes) -> dict[str, Any]:
 
 
 def _send(rows: Mapping[Any, Tensor], positions: Sequence[int], processes: Processes) -> None:
-    for found in rows.values():
+    for name in sorted(rows):
         for _, first, count in _runs(positions):
-            processes.send(found[first : first + count])
+            processes.send(rows[name][first : first + count])
 
 
 def _rows_of_all(
@@ -52,8 +52,9 @@ def _rows_of_all(
     runs = sorted((place, rank, first, count)
                   for rank, part in enumerate(parts) for place, first, count in _runs(part["positions"]))  # fmt: skip
     stores: dict[Any, FeatureStore] = {}
-    for name, (_, width) in next((part["rows"] for part in parts if part["keys"]), {}).items():
-        stores[name] = FeatureStore()
+    shapes: Mapping[Any, Any] = next((part["rows"] for part in parts if part["keys"]), {})
+    for name in sorted(shapes):  # each process has met them in an order of its own
+        width, stores[name] = shapes[name][1], FeatureStore()
         for _, rank, first, count in runs:
             own = rank == processes.rank
             stores[name].append(

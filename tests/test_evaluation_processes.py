@@ -7,14 +7,20 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from pilotage.evaluation import score
+from pilotage.evaluation.joining import joined
+from pilotage.evaluation.metrics.colour import colour_statistics
 from pilotage.evaluation.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,3 +195,30 @@ def test_alone_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert Processes.found() == Processes(0, 1)
     assert Processes().gathered(np.pi) == [np.pi] and Processes().by_first(lambda: 7) == 7
+
+
+def test_rows_come_together_by_name_whatever_each_process_met_first() -> None:
+    told: list[Any] = []
+    sent: list[Tensor] = []
+
+    def received(rank: int, shape: Any, dtype: Any) -> Tensor:
+        assert tuple(sent[0].shape) == tuple(shape)
+        return sent.pop(0)
+
+    second = SimpleNamespace(rank=1, by_rank=told.append, send=sent.append)
+    first = SimpleNamespace(rank=0, by_rank=lambda about: [about, told[0]], received=received)
+
+    def part(positions: list[int], names: str) -> dict[str, Any]:
+        count = len(positions)
+        rows = {name: torch.tensor([[float(p + 100 * (name == "b"))] for p in positions]) for name in names}
+        each = {key: [None] * count for key in ("texts", "labels", "stated")}
+        return {
+            "positions": positions, "keys": [str(p) for p in positions], **each, "rows": rows, "seen": {},
+            "colour": colour_statistics(torch.zeros(count, 3, 4, 4, dtype=torch.uint8)), "unjudged": "",
+            "sizes": Counter(), "notes": Counter(), "opening": Counter(),
+        }  # fmt: skip
+
+    assert joined(part([2, 3], "ba"), second) == {}
+    found = joined(part([0, 1, 4], "ab"), first)
+    assert found["rows"]["a"].flatten().tolist() == [0, 1, 2, 3, 4]
+    assert found["rows"]["b"].flatten().tolist() == [100, 101, 102, 103, 104]

@@ -96,21 +96,20 @@ def _acquired(path: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             held, before = _try(handle), _read(handle)
-            if held is False and (tries := tries - 1):
-                os.close(handle)
-                time.sleep(0.02)
-                continue
-            if held is False or (held is None and before and before.may_live):
+            again = held is False and (tries := tries - 1) > 0
+            if not again and (held is False or (held is None and before and before.may_live)):
                 raise UsageError(
                     f"{before or 'another process'} works in {path.parent} already; wait, or choose another output"
                 )
-            if _is_at(handle, path):
+            if not again and _is_at(handle, path):
                 _sign(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # the one who had it left while we came: its file is gone, the next try makes another
+        if again:
+            time.sleep(0.02)
 
 
 def _sign(handle: int, path: Path) -> None:

@@ -79,8 +79,8 @@ def killed(name, kind, world, seconds):
 
 def timed(name, kind, world=1):
     begun = time.monotonic()
-    codes = run(name, kind, world).all_codes()
-    assert codes == [0] * world, (name, codes)
+    group = run(name, kind, world)
+    assert group.all_codes() == [0] * world, (name, group.codes, [group.said(rank)[-12:] for rank in range(world)])
     return time.monotonic() - begun
 
 def two_at_once(kind, holder, method):

@@ -15,7 +15,7 @@ from pilotage.errors import UsageError
 from pilotage.evaluation.meeting import PATIENCE, OthersEnded, answered, patience, within
 
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -31,16 +31,25 @@ PICTURES = ["generate", "a red star", "--seeds", "0-4", "--steps", "1", "--batch
 TRAINING = ["finetune", "embedded:train:4", "--updates", "8", "--batch", "4", "--rows", "2", "--set", "steps=2",
             "--set", "held_out=embedded:test:4", "--set", "threads=1", "-r", "saturation", "-o"]
 SCORES = ["score", "embedded:heldout:130", "--real", "embedded:test:130", "--metrics", "frechet", "-o"]
-PATIENCE = 1
-
 def slowly(place, holder, name, pause):
     return lambda rank: setattr(holder, name, marks(place, name, pause)(getattr(holder, name)))
 
+def begun(name, command, which, holder, method, pause):
+    # a patience so short that a slow machine does not even begin within it is tried again with a longer one
+    for patience in (1, 6, 36):
+        place = out / name
+        prepare = slowly(place, holder, method, pause)
+        group = Group([*command, str(place)], 2, out / f"{name}-log", patience, prepare)
+        until(lambda: calls(place, method, group.pids[which]) or group.ended(which))
+        group.stop(which)
+        if not group.ended(which):
+            return group
+        group.all_codes()
+        shutil.rmtree(place, ignore_errors=True)
+    raise AssertionError(f"{name} does not begin: {group.said(which)}")
+
 def hung(name, command, which, holder, method, pause, then):
-    place = out / name
-    group = Group([*command, str(place)], 2, out / f"{name}-log", PATIENCE, slowly(place, holder, method, pause))
-    until(lambda: calls(place, method, group.pids[which]))
-    group.stop(which)
+    place, group = out / name, begun(name, command, which, holder, method, pause)
     waited = until(lambda: group.ended(1 - which))
     told = {"code": group.code(1 - which), "said": group.said(1 - which), "waited": waited}
     if then == "goes on":
@@ -63,7 +72,7 @@ def long_work(rank):
             time.sleep(pause)
         return processes.rank
     begun = time.monotonic()
-    said = [processes.by_first(lambda: late(0, 1.5)), processes.of_each(lambda: late(1, 1.5)), processes.by_rank(rank)]
+    said = [processes.by_first(lambda: late(0, 6)), processes.of_each(lambda: late(1, 6)), processes.by_rank(rank)]
     json.dump([*said, time.monotonic() - begun], open(f"{out}/long.{rank}", "w"))
 
 said = {
@@ -75,7 +84,7 @@ said = {
     "reader": hung("reader", SCORES, 1, collect._Part, "take", 0.1, "goes on"),
     "measurer": hung("measurer", SCORES, 0, collect._Part, "take", 0.1, "is killed"),
     "learner": hung("learner", TRAINING, 1, trainer.Run, "_one", 0.01, "goes on"),
-    "long": Group(["--version"], 2, out / "long-log", 0.5, long_work).all_codes(),
+    "long": Group(["--version"], 2, out / "long-log", 2, long_work).all_codes(),
 }
 (out / "said").write_text(json.dumps(said))
 """
@@ -110,7 +119,7 @@ def test_the_others_end_with_one_line(hostile: tuple[Path, dict[str, Any]], name
         assert "batches that other processes took have not moved" in line
     else:
         assert "has not answered for" in line and PATIENCE in line and "the same command" in line
-    assert told["waited"] < 60
+    assert told["waited"] < 110
 
 
 @pytest.mark.parametrize("name", ["second", "reader", "learner"])
@@ -152,7 +161,7 @@ def test_long_work_is_not_taken_for_a_hang(hostile: tuple[Path, dict[str, Any]])
     assert said["long"] == [0, 0]
     first, second = (json.loads((out / f"long.{rank}").read_text()) for rank in (0, 1))
     assert first[:3] == [0, [0, 1], [0, 1]] and second[:3] == [0, [0, 1], []]
-    assert min(first[3], second[3]) > 2.9
+    assert min(first[3], second[3]) > 11.9
 
 
 # -- the parts ------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ class Group:
             os._exit(code)
 
     def stop(self, rank: int) -> None:
-        os.kill(self.pids[rank], signal.SIGSTOP)
+        if not self.ended(rank):
+            os.kill(self.pids[rank], signal.SIGSTOP)
 
     def kill(self, rank: int) -> None:
         if rank not in self.codes:

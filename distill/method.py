@@ -64,7 +64,7 @@ class Pictures:
 @dataclass(eq=False)
 class DistillContext(Update):
     """One update. guidance: the teacher's rule, a line. lockstep: so many processes must call the networks equally
-    often, as for weights that are shared out.
+    often, as for weights that are sharded.
 
     deal: the i-th draw of this update, prompts with fresh seeds. data: the same of the data set, with clean latents; a
     UsageError where there is none. first, total: of a draw's rows, all processes together, those from `first` on are
@@ -93,7 +93,7 @@ class DistillContext(Update):
         calls = {len(self._dealt(everything, rank * share, wanted)) for rank in range(self.lockstep)}
         if len(calls) > 1 and self.lockstep > 1:
             raise UsageError(f"{len(everything)} noise levels of a batch of {self.total} do not come to "
-                             f"{self.lockstep} processes evenly, and shared out weights need equal calls; make strata "
+                             f"{self.lockstep} processes evenly, and sharded weights need equal calls; make strata "
                              "or batch a multiple of the processes, or rows smaller")  # fmt: skip
         return self._dealt(everything, self.first, wanted)
 

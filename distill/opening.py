@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..generation.models import load_weak
 from ..generation.spec import RunSpec
 from ..guidance.grammar import parse
+from ..guidance.pipelines import adapter_of
 from ..training.learner import Learner
 from ..training.pipeline_learner import PipelineLearner, load_for, network_of
 from ..training.sharding import Sharding
@@ -23,13 +24,13 @@ from .method import DistillMethod
 from .methods.registry import make_method
 from .roles import FAKE, HEAD, STUDENT, TARGET, Frozen, Roles
 from .spec import DistillSpec
-from .student import read_student
+from .student import read_adapters, read_network, student_folder
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
     """pipe: the teacher's pipeline, None for learners of another kind. modules: everything that is loaded, for the
-    memory plan. features: where pictures are compared, or None. sharding: how weights are shared out, or None."""
+    memory plan. features: where pictures are compared, or None. sharding: how weights are sharded, or None."""
 
     roles: Roles
     method: DistillMethod
@@ -40,7 +41,7 @@ class Opened:
 
 
 def open_run(spec: DistillSpec, device: torch.device | str = "cpu", sharding: Sharding | None = None) -> Opened:
-    """Everything of a run. sharding: how weights are shared out, None for whole ones. Raises UsageError for a teacher
+    """Everything of a run. sharding: how weights are sharded, None for whole ones. Raises UsageError for a teacher
     that cannot be used as a denoiser, a method that needs data where none is named, a rule that the method cannot learn
     from, fp16 on a CPU."""
     device = torch.device(device)
@@ -54,13 +55,15 @@ def open_run(spec: DistillSpec, device: torch.device | str = "cpu", sharding: Sh
         check_line(spec.data)
         if method.needs_pairs and not is_of_teacher(spec.data):
             raise UsageError(f"{spec.method} needs what the teacher made of known noise; give data=teacher:2000")
+    if spec.start:
+        student_folder(Path(spec.start))
+    if sharding is not None:
+        sharding.check(method, spec.guidance, spec.precision, spec.optimizer, spec.offload)
     features = None
     if spec.features:
         from ..evaluation.features import open_features
 
         features = open_features(spec.features, device)
-    if sharding is not None:
-        sharding.check(method, spec.guidance, spec.precision)
     pipe = load_for(spec, device, sharding)
     roles = open_roles(spec, method, pipe, sharding)
     method.check(roles, spec.guidance)
@@ -71,11 +74,15 @@ def open_run(spec: DistillSpec, device: torch.device | str = "cpu", sharding: Sh
 def open_roles(spec: DistillSpec, method: DistillMethod, pipe: Any, sharding: Sharding | None = None) -> Roles:
     """The teacher is the pipeline's own network, which never changes: students are adapters on it, or copies."""
     networks = _copies(spec, method, network_of(pipe))
+    if spec.start and STUDENT in networks:
+        read_network(Path(spec.start), networks[STUDENT], adapter_of(pipe).network)
     if sharding is not None:
         sharding.place(pipe, [network_of(pipe), *networks.values()])
     student = _learner(spec, pipe, STUDENT, networks, None)
-    if spec.start:
-        read_student(Path(spec.start), student)
+    if spec.start and STUDENT not in networks:
+        read_adapters(Path(spec.start), student)
+    if sharding is not None:
+        sharding.check_prompts(student, spec.rows)
     roles = Roles(Frozen(student), student)
     if FAKE in method.roles:
         roles.fake = _learner(spec, pipe, FAKE, networks, student)
@@ -119,7 +126,7 @@ def _weak(spec: DistillSpec, pipe: Any) -> dict[str, nn.Module]:
     if "weak" not in parse(spec.guidance).needs:
         return {}
     drawn = RunSpec(model=spec.model, weak=spec.weak, guidance=spec.guidance, device=spec.device)
-    return {"weak": load_weak(drawn, pipe).requires_grad_(False)}
+    return {"weak": load_weak(drawn, pipe).requires_grad_(False).to(pipe.device)}
 
 
 def _head(teacher: Learner, seed: int) -> Head:

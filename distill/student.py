@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 from ..errors import UsageError
 from ..generation.recommended import write_recommended
@@ -52,17 +53,26 @@ def _optional(pipe: Any) -> dict[str, Any]:
     return {name: pipe.config[name] for name in names if name in pipe.config and name not in pipe.components}
 
 
-def read_student(folder: Path, student: PipelineLearner) -> None:
-    """Begin with the weights of another run's student. UsageError where there is none that fits."""
+def student_folder(folder: Path) -> Path:
+    """Of a run, or a student's own. UsageError where there is none."""
     found = next((path for path in (folder / STUDENT, folder) if path.is_dir()), None)
     if found is None:
         raise UsageError(f"there is no student in {folder}; give the folder of a distillation run")
-    if student.adapter is not None:
-        fill_lora(student.network, read_lora(found / FILE), student.adapter, student.model.attribute)
-        return
-    path = found / student.model.attribute / "diffusion_pytorch_model.safetensors"
+    return found
+
+
+def read_adapters(folder: Path, student: PipelineLearner) -> None:
+    """Begin with the adapters of another run's student. UsageError where there are none that fit."""
+    assert student.adapter is not None
+    fill_lora(student.network, read_lora(student_folder(folder) / FILE), student.adapter, student.model.attribute)
+
+
+def read_network(folder: Path, network: nn.Module, attribute: str) -> None:
+    """Begin with the weights of another run's student. attribute: the pipeline's name of its network. UsageError where
+    there are none that fit."""
+    path = student_folder(folder) / attribute / "diffusion_pytorch_model.safetensors"
     try:
-        student.network.load_state_dict(load_file(path))
+        network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError, json.JSONDecodeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UsageError(f"cannot begin with the student of {folder}: {said}; give a run of the same model") from None

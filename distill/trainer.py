@@ -8,11 +8,11 @@ The same spec again goes on where it stopped. What any training does stands in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..generation.environment import threads
@@ -172,6 +172,10 @@ class Run(trainer.Run):
 
     def looked(self, look: Look) -> list[Notice]:
         return self.guard.looked()
+
+    @property
+    def loaded(self) -> Sequence[nn.Module]:
+        return self.opened.modules
 
     def make_whole(self) -> None:
         if isinstance(self.roles.student, PipelineLearner):

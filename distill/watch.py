@@ -13,7 +13,7 @@ from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.metrics.frechet import frechet_distance
 from ..evaluation.metrics.prdc import prdc
 from ..evaluation.processes import Processes
-from ..training.dealing import share
+from ..training.dealing import even_share
 from ..training.judging import adherence, of_the_world
 from ..training.learner import Learner
 from ..training.look import Look, features_of
@@ -62,7 +62,7 @@ class Watch:
     def _gathered(self, make: Any) -> Tensor:
         """uint8 (prompts * seeds, 3, H, W) of all processes, in the order of the prompts."""
         with torch.no_grad():
-            mine = {i: make(i) for i in share(len(self.prompts), self.processes)}
+            mine = {i: make(i) for i in even_share(len(self.prompts), self.processes)}
         everything: dict[int, Tensor] = {}
         for part in self.processes.gathered(mine):
             everything |= part

@@ -13,7 +13,7 @@ from ..evaluation.metrics.colour import colour_statistics
 from ..evaluation.processes import Processes
 from ..samplers.loop import sample
 from ..samplers.noise import SeededNoise
-from ..training.dealing import share
+from ..training.dealing import even_share
 from ..training.judging import adherence
 from ..training.learner import Learner
 from ..training.look import Look, Spread, features_of
@@ -39,7 +39,7 @@ class HeldOut:
 
     def look(self, learner: Learner) -> Look:
         """At the model as it is now. Prompts are dealt to the processes, and every process gets the whole."""
-        mine = share(len(self.prompts), self.processes)
+        mine = even_share(len(self.prompts), self.processes)
         with torch.no_grad():
             found = {i: self._of_prompt(learner, self.prompts[i]) for i in mine}
         everything: dict[int, dict[str, Tensor]] = {}

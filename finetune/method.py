@@ -48,7 +48,7 @@ class Method(ABC):
 
     @property
     def alike(self) -> bool:
-        """Does an update call the network equally often on every process? Weights that are shared out need that."""
+        """Does an update call the network equally often on every process? Weights that are sharded need that."""
         return self.differentiable
 
     def pictures(self, prompts: int) -> int:

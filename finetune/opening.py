@@ -40,14 +40,17 @@ class Opened:
 
 
 def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu", sharding: Sharding | None = None) -> Opened:
-    """Everything of a run. sharding: how weights are shared out, None for whole ones. Raises UsageError for a reward
+    """Everything of a run. sharding: how weights are sharded, None for whole ones. Raises UsageError for a reward
     without a gradient where the method needs one, a judge that is the reward, prompts that a reward cannot read, a
     model that cannot be trained, a sampler that the method cannot learn from, fp16 on a CPU."""
     device = torch.device(device)
     spec.training_prompts()
     if spec.precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 needs a GPU; use precision bf16 or no")
-    method, (reward, judges) = make_method(spec.method), open_scores(spec, device)
+    method = make_method(spec.method)
+    if sharding is not None:
+        sharding.check(method, spec.guidance, spec.precision, spec.optimizer, spec.offload)
+    reward, judges = open_scores(spec, device)
     if method.differentiable and not reward.differentiable:
         raise UsageError(f"{spec.method} needs a gradient, which the reward {reward.name} has not; use ddpo")
     features = None
@@ -57,8 +60,6 @@ def open_run(spec: FinetuneSpec, device: torch.device | str = "cpu", sharding: S
         features = open_features(spec.features, device)
     for score in (reward, *judges.values()):
         score.check_prompts([*spec.training_prompts(), *spec.held_out_prompts()])
-    if sharding is not None:
-        sharding.check(method, spec.guidance, spec.precision)
     learner, modules = open_learner(spec, device, sharding)
     method.check(learner, spec.sampling)
     return Opened(learner, method, reward, judges, features, modules)
@@ -99,11 +100,11 @@ def open_learner(
     pipe = load_for(spec, device, sharding)
     network, base, networks = network_of(pipe), None, {}
     if sharding is not None:
-        base = copy.deepcopy(network) if spec.train == "all" else None  # once shared out it cannot be copied
+        base = copy.deepcopy(network) if spec.train == "all" else None  # once sharded it cannot be copied
         sharding.place(pipe, [network] if base is None else [network, base])
     if "weak" in parse(spec.guidance).needs:
-        drawn = RunSpec(model=spec.model, weak=spec.weak, guidance=spec.guidance, device=str(device))
-        networks = {"weak": load_weak(drawn, pipe).requires_grad_(False)}
+        drawn = RunSpec(model=spec.model, weak=spec.weak, guidance=spec.guidance, device=device.type)
+        networks = {"weak": load_weak(drawn, pipe).requires_grad_(False).to(device)}
     learner = PipelineLearner(
         pipe,
         spec.lora if spec.train == "lora" else None,
@@ -115,5 +116,7 @@ def open_learner(
         size=spec.size,
         call=spec.call,
     )
+    if sharding is not None:
+        sharding.check_prompts(learner, spec.rows)
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return learner, (*parts, *networks.values(), *learner.further_modules())

@@ -8,9 +8,11 @@ The same spec again goes on where it stopped. What any training does stands in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ..generation.environment import threads
 from ..generation.models import device_named
@@ -106,6 +108,10 @@ class Run(trainer.Run):
 
     def looked(self, look: Look) -> list[Notice]:
         return self.guard.evaluated(look.numbers["reward"], look.judges, look.numbers["diversity"])
+
+    @property
+    def loaded(self) -> Sequence[nn.Module]:
+        return self.opened.modules
 
     def make_whole(self) -> None:
         if isinstance(self.opened.learner, PipelineLearner):

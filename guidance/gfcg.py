@@ -56,6 +56,7 @@ class GFCGReconstruction(Rule):
     reads: str = "pictures"
 
     passes: ClassVar[int] = 6
+    selective: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_word("gfcg", "form", self.form, FORMS)

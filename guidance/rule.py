@@ -149,6 +149,7 @@ class Rule(ABC):
     needs: ClassVar[tuple[str, ...]] = ("cond",)  # branches it may ask for
     shifts: ClassVar[bool] = False  # does it return predictions with another `base`?
     spatial: ClassVar[bool] = False  # does it need rows and columns of pixels?
+    selective: ClassVar[bool] = False  # do the pictures decide whether it asks, and not the step alone?
 
     @abstractmethod
     def guide(self, ctx: Context) -> Guide:

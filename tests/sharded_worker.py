@@ -1,4 +1,4 @@
-"""Run by torchrun: what shared out weights do, told to `test_training_sharded.py` as JSON. argv: the file, the task."""
+"""Run by torchrun: what sharded weights do, told to `test_training_sharded.py` as JSON. argv: the file, the task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 torch.set_num_threads(1)
 
 from test_finetune_pipelines import BUILT, opened  # noqa: E402
-from test_training_sharded import ALL, DISTIL, FINETUNE  # noqa: E402
+from test_training_sharded import ALL, AVERAGED, DISTIL, FINETUNE  # noqa: E402
 
 from pilotage import distill, finetune  # noqa: E402
 from pilotage.distill.opening import open_run as open_distillation  # noqa: E402
@@ -87,6 +87,13 @@ def distilled(folder: Path) -> Any:
     shared = [share(role.network) for role in (held.roles.student, held.roles.fake)]
     distill.train(spec, opened=held)
     return shared
+
+
+@task
+def begun(folder: Path) -> Any:
+    """A student that begins with another's weights and keeps an average of itself."""
+    spec = DISTIL.changed(output=str(folder / "begun"), start=str(folder / "distilled"), **AVERAGED)
+    distill.train(spec, opened=open_distillation(spec, "cpu", sharding()))
 
 
 @task

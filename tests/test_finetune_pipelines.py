@@ -27,6 +27,7 @@ from pilotage.finetune.method import Method, Sampling
 from pilotage.finetune.methods.alignprop import AlignProp
 from pilotage.finetune.methods.draft import DRaFTK
 from pilotage.finetune.methods.flow_grpo import DanceGRPO, FlowGRPO
+from pilotage.finetune.opening import open_learner
 from pilotage.guidance.pipelines import attach
 from pilotage.guidance.pipelines.denoiser import denoiser_of
 from pilotage.guidance.pipelines.forms import LENGTHS, evaluate
@@ -579,3 +580,11 @@ def test_stable_diffusion_by_its_own_call_is_what_its_encoders_say() -> None:
                 assert torch.equal(tensor, two["added_cond_kwargs"][name])
         x = torch.randn(1, *direct.shape, generator=torch.Generator().manual_seed(1))
         assert torch.allclose(direct.decode(x), captured.decode(x), atol=1e-6)
+
+
+def test_a_frozen_pipeline_is_read_in_half_precision_but_for_its_vae(tmp_path: Path) -> None:
+    stable_diffusion().save_pretrained(tmp_path)
+    spec = FinetuneSpec(model=str(tmp_path), prompts=["a"], reward="saturation", precision="bf16", device="cpu")
+    pipe = open_learner(spec, torch.device("cpu"))[0].pipe
+    found = {name: next(getattr(pipe, name).parameters()).dtype for name in ("unet", "text_encoder", "vae")}
+    assert found == {"unet": torch.bfloat16, "text_encoder": torch.bfloat16, "vae": torch.float32}

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pilotage.finetune.methods.registry import make_method
 from pilotage.finetune.opening import open_scores, refuse_own_judge
 from pilotage.generation.settings import presets, purpose_of, resolve
 from pilotage.training import run_folder
+from pilotage.training.offload import activations_on_cpu
 from pilotage.training.optimisers import average_gradients, make_optimiser
 from pilotage.training.stepping import Stepper
 
@@ -445,3 +447,26 @@ def test_the_command_trains_and_generate_uses_the_result(tmp_path: Path, capsys:
     lora = tmp_path / "run" / "lora"
     assert pilotage("generate", "two red stars on navy", "--steps", 2, "--lora", lora, "-o", tmp_path / "made") == 0
     assert (tmp_path / "made" / "000000.png").is_file()
+
+
+def test_activations_that_wait_elsewhere_leave_the_weights_where_they_are() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU(), torch.nn.Linear(8, 8)).requires_grad_(False)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def gradient(modules: list[torch.nn.Module] | None) -> tuple[Tensor, int]:
+        moved = []
+        plain = torch.empty
+
+        def counted(*given: Any, **more: Any) -> Tensor:
+            moved.append(given[0])
+            return plain(*given, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pilotage.training.offload.torch.empty", counted)
+            with nullcontext() if modules is None else activations_on_cpu(modules):
+                loss = network(x).square().sum()
+        return torch.autograd.grad(loss, x)[0], sum(tuple(size) == (8, 8) for size in moved)
+
+    (plain, _), (kept, weights), (all_of_it, both) = gradient(None), gradient([network]), gradient([])
+    assert torch.equal(plain, kept) and torch.allclose(plain, all_of_it, rtol=1e-5)
+    assert weights == 0 and both == 2

@@ -1,4 +1,4 @@
-"""Weights that two processes share out: what is learnt is what one process learns with whole weights."""
+"""Weights that two processes shard: what is learnt is what one process learns with whole weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pilotage.errors import UsageError
 from pilotage.evaluation.processes import Processes
 from pilotage.finetune import FinetuneSpec
 from pilotage.finetune.methods.registry import make_method
-from pilotage.training import trainer
-from pilotage.training.dealing import share
+from pilotage.training import checkpoint, trainer
+from pilotage.training.dealing import even_share
 from pilotage.training.sharding import Sharding
 
 HERE = Path(__file__).parent
@@ -36,14 +36,15 @@ SHORT: dict[str, Any] = {
 FINETUNE = FinetuneSpec(**SHORT, reward="colour:target=red", method="draft-k:truncation=1")
 DISTIL = DistillSpec(**SHORT, method="dmd2:adversarial=0.01,critic_steps=1,strata=2", train="all", data="teacher:6")
 FAMILIES = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline (dev)", "ZImagePipeline")
+AVERAGED = {"method": "lcm:decay=0.9,strata=2", "updates": 1, "data": "embedded:train:8"}
 ALL = {"train": "all", "network_checkpoints": True, "ema": 0.9, "learning_rate": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """What two processes did with shared out weights: their folders, and what they told."""
+    """What two processes did with sharded weights: their folders, and what they told."""
     folder = tmp_path_factory.mktemp("shared")
-    tasks = ["adapters", "all_weights", "copies", "distilled", "families"]
+    tasks = ["adapters", "all_weights", "copies", "distilled", "begun", "families"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(HERE / "sharded_worker.py")]
     told = subprocess.run(
         [*command, str(folder), *tasks], capture_output=True, text=True, timeout=420,
@@ -110,6 +111,18 @@ def test_a_student_on_shared_out_weights_is_that_of_whole_ones(shared: Any, tmp_
     alike(folder / "distilled", alone.folder, "student/unet/diffusion_pytorch_model.safetensors")
 
 
+def test_a_target_and_another_students_weights(shared: Any, tmp_path: Path) -> None:
+    folder, _ = shared
+    spec = DISTIL.changed(output=str(tmp_path / "x"), start=str(folder / "distilled"), **AVERAGED)
+    alone = distill.train(spec)
+    alike(folder / "begun", alone.folder, "student/unet/diffusion_pytorch_model.safetensors")
+    states = [checkpoint.last(run / "checkpoints")[0]["memories"] for run in (folder / "begun", alone.folder)]
+    assert len(states[0]) == len(states[1]) == 1  # one target for both processes, whole
+    ours, theirs = (checkpoint.flattened(state)[1] for state in states)
+    assert ours.keys() == theirs.keys() and len(ours) > 100
+    assert norm({n: ours[n] - theirs[n] for n in ours}) < 1e-4 * norm(theirs)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_have_the_gradients_of_whole_weights(shared: Any, name: str) -> None:
     part, apart = shared[1]["families"][name]
@@ -121,7 +134,7 @@ def test_families_have_the_gradients_of_whole_weights(shared: Any, name: str) ->
 
 @pytest.mark.parametrize(("count", "world"), [(0, 2), (1, 3), (5, 2), (6, 3)])
 def test_every_process_has_as_many_things_and_none_is_left_out(count: int, world: int) -> None:
-    dealt = [share(count, Processes(rank, world)) for rank in range(world)]
+    dealt = [even_share(count, Processes(rank, world)) for rank in range(world)]
     assert len({len(mine) for mine in dealt}) == 1
     assert {i for mine in dealt for i in mine} == set(range(count))
 
@@ -183,7 +196,7 @@ def test_one_process_has_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ("draft-k", "cfg", "fp16", "take precision=bf16"),
         ("flow-grpo", "cfg", "bf16", "FlowGRPO asks the network more often on one process"),
         ("ddpo:fraction=0.5", "cfg", "bf16", "DDPO asks"),
-        ("draft-k", "cfg + adaptive", "bf16", "decides by the pictures"),
+        ("draft-k", "interval:low=0.1 + apg + adaptive", "bf16", "decides by the pictures"),
     ],
 )
 def test_what_calls_a_network_unequally_is_refused(method: str, guidance: str, precision: str, said: str) -> None:
@@ -196,6 +209,38 @@ def test_what_calls_a_network_equally_is_not() -> None:
         Sharding(torch.device("cpu"), None).check(make_method(method), "cfg + interval", "bf16")
 
 
+@pytest.mark.parametrize("further", [{"optimizer": "adamw8bit"}, {"offload": True}])
+def test_what_cannot_stand_parts_is_refused(further: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"adamw8bit is not known|give --set offload=false"):
+        Sharding(torch.device("cpu"), None).check(make_method("draft-k"), "cfg", "bf16", **further)
+
+
+def test_prompts_that_go_one_by_one_are_refused_at_once() -> None:
+    asked: list[str] = []
+    for varied in (True, False):
+        learner = SimpleNamespace(has_lengths=lambda prompts, varied=varied: bool(asked.extend(prompts)) or varied)
+        sharding = Sharding(torch.device("cpu"), None)
+        sharding.check_prompts(learner, 1)
+        if varied:
+            with pytest.raises(UsageError, match="give rows=1"):
+                sharding.check_prompts(learner, 2)
+        else:
+            sharding.check_prompts(learner, 2)
+    assert len({len(text) for text in asked}) == 2
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator", lambda **given: SimpleNamespace(num_processes=3))
+    with pytest.raises(UsageError, match=r"a batch of 4 cannot be dealt to 3 processes evenly; give --batch 6"):
+        trainer.accelerator_for(FINETUNE)
+
+
+def test_a_class_that_is_not_in_the_network_is_named() -> None:
+    network = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    with pytest.raises(UsageError, match="Sequential has no blocks called Linear, Typo"):
+        Sharding(torch.device("cpu"), None, blocks=("Linear", "Typo")).shard(network)
+
+
 def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match=r"Linear has no blocks.*fsdp_transformer_layer_cls_to_wrap"):
-        Sharding(torch.device("cpu"), None).share_out(torch.nn.Linear(2, 2))
+        Sharding(torch.device("cpu"), None).shard(torch.nn.Linear(2, 2))

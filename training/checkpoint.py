@@ -86,6 +86,12 @@ def read(path: Path) -> Any:
         raise Damaged(f"{path} is damaged: {error}") from None
 
 
+def digest(tree: Any) -> str:
+    """Of a tree of plain data and tensors: equal trees have the same, on every process."""
+    plain, tensors = flattened(tree)
+    return _digest(json.dumps(plain), tensors)
+
+
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):

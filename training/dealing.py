@@ -15,7 +15,7 @@ from ..samplers.noise import derived_seed
 T = TypeVar("T")
 
 
-def share(count: int, processes: Processes) -> list[int]:
+def even_share(count: int, processes: Processes) -> list[int]:
     """Which of `count` things are this process's, as many on each: the last thing is done several times, by those who
     would wait for it otherwise."""
     rounds = range(0, count, processes.world)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .learner import Learner
 from .optimisers import BYTES
-from .sharding import is_part, is_shared, let_go
+from .sharding import is_part, is_sharded, let_go
 from .spec import TrainingSpec
 
 _FUNCTION = "_gradient_checkpointing_func"  # how diffusers' modules call the one that stores a block's inputs only
@@ -46,14 +46,14 @@ class Sharded:
         """In modules whose networks are sharded already; those that are not count as whole. What a pass has left put
         together is let go."""
         for module in modules:
-            if is_shared(module):
+            if is_sharded(module):
                 let_go(module)
         tensors: list[Any] = [p for module in modules for p in module.parameters() if is_part(p)]
         if not tensors:
             return cls()
         first = tensors[0]
         sizes = [n for n, placed in zip(first.device_mesh.shape, first.placements, strict=True) if placed.is_shard()]
-        networks = [(module, _fully_sharded(module)) for module in modules if is_shared(module)]
+        networks = [(module, _fully_sharded(module)) for module in modules if is_sharded(module)]
         return cls(math.prod(sizes), tensors, gathered_bytes(networks), first.to_local().device.type != device.type)
 
     def bytes_of(self, tensors: Iterable[Tensor], each: int | None = None) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from .conditions import Conditions
 from .learner import Learner
 from .lora import NAME, LoraSettings, acting, adapters, add_lora, change_norm, lora_state, save_lora
 from .middle import middle_features
-from .sharding import Sharding, is_shared, make_whole, whole
+from .sharding import Sharding, full, is_sharded, make_whole
 from .spec import TrainingSpec
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,11 +37,13 @@ def network_of(pipe: Any) -> Any:
 
 
 def load_for(spec: TrainingSpec, device: torch.device, sharding: Sharding | None = None) -> Any:
-    """The pipeline of a spec. Where its network is frozen and computes in bfloat16, that is what it is read in. What is
-    shared out is in the computer's memory first."""
-    frozen = spec.train == "lora" and spec.precision == "bf16"
+    """The pipeline of a spec. Where its network is frozen and computes in bfloat16, all but the VAE is read in that.
+    What is sharded is in the computer's memory first."""
+    frozen = spec.train == "lora" and spec.precision == "bf16" and getattr(spec, "fake_lora", True)
     where = str(device) if sharding is None else "cpu"
-    dtype = torch.bfloat16 if frozen else torch.float32
+    dtype: Any = {"default": torch.bfloat16, "vae": torch.float32} if frozen else torch.float32
+    if spec.model == "embedded":  # small, and one file for all
+        dtype = torch.float32
     return load(spec.model, dtype=dtype, device=where, allow_download=spec.allow_download)
 
 
@@ -101,7 +103,7 @@ class PipelineLearner(Learner):
         self.network = self.model.network if network is None else network
         self.adapter = None if lora is None else adapter
         self.networks = dict(networks or {})
-        self.autocast, self._trained, self.shared = PRECISIONS[precision], True, is_shared(self.network)
+        self.autocast, self._trained = PRECISIONS[precision], True
         if conditions is None:
             for part in pipe.components.values():
                 if isinstance(part, torch.nn.Module):
@@ -125,6 +127,8 @@ class PipelineLearner(Learner):
             if self.autocast is not None and weights_of(self.network) != self.autocast:
                 self.network.to(self.autocast)
             self.parameters = add_lora(self.network, lora, seed, self.adapter or NAME)
+            for parameter in self.parameters:  # also where the weights beside them wait in the computer's memory
+                parameter.data = parameter.data.to(self.device)
         self.weights = weights_of(self.network)
 
     def _store_inputs_only(self) -> None:
@@ -145,9 +149,6 @@ class PipelineLearner(Learner):
         rule = parse(guidance)
         schedule, kind = self.model.schedule, self.model.kind
         conditions = {"cond": {**self.conditions.of(prompts), **(told or {})}}
-        if self.shared and LENGTHS in conditions["cond"]:
-            raise UsageError("these prompts have different lengths and go through the network one by one, and shared "
-                             "out weights need equal calls on all processes; give rows=1")  # fmt: skip
         if "uncond" in rule.needs:
             conditions["uncond"] = self.conditions.of([""], negative=True)
         nets = {name: _Network(net, acting(net), self.weights, self.autocast) for name, net in self.networks.items()}
@@ -163,6 +164,10 @@ class PipelineLearner(Learner):
             return torch.cat([self.inner([prompt], row, level) for prompt, row in rows])
         time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
         return middle_features(network.network, lambda: network(x, time, **condition), self.shape).float()
+
+    def has_lengths(self, prompts: Sequence[str]) -> bool:
+        """Is the network told of these prompts in different lengths? Then they go through it one by one."""
+        return LENGTHS in self.conditions.of(prompts)
 
     def decode(self, latents: Tensor) -> Tensor:
         if torch.is_grad_enabled() and latents.requires_grad:
@@ -196,13 +201,13 @@ class PipelineLearner(Learner):
             change = parameter.detach().double()
             if before is not None:
                 change = change - before.detach().double()
-            total += float(whole(change.square().sum()))
+            total += float(full(change.square().sum()))
         return total**0.5
 
     def make_whole(self, keep: bool) -> None:
-        """Put a network together whose weights all learn and were shared out; on every process, and before it is saved.
+        """Put a network together whose weights all learn and were sharded; on every process, and before it is saved.
         keep: on this one. It is not called any more after this."""
-        if self.adapter is None and is_shared(self.network):
+        if self.adapter is None and is_sharded(self.network):
             make_whole(self.network, keep)
 
     def save(self, folder: Path) -> None:
@@ -234,5 +239,5 @@ class PipelineLearner(Learner):
 
 
 def _as_float32(network: Any) -> Any:
-    """Untouched where it is: weights that were shared out are not moved again."""
+    """Untouched where it is: weights that were sharded are not moved again."""
     return network if all(p.dtype == torch.float32 for p in network.parameters()) else network.float()

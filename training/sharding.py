@@ -1,11 +1,11 @@
-"""Weights shared out over the processes, so that no GPU holds a whole network: FSDP of torch, set up as accelerate is.
+"""Weights sharded over the processes, so that no GPU holds a whole network: FSDP of torch, set up as accelerate is.
 
     accelerate launch --config_file configs/accelerate/fsdp.yaml -m pilotage finetune --preset finetune-flux ...
 
 Each process keeps a part of every weight; a block of the network is put together when it is called and let go after it
 (ZeRO stage 3, Rajbhandari et al. 2019, arXiv 1910.02054; FSDP, Zhao et al. 2023, arXiv 2304.11277). With adapters the
-frozen weights are shared out, and what learns is small, whole everywhere and averaged as ever. Where all weights learn,
-their gradients, average and optimiser's state are shared out too.
+frozen weights are sharded, and what learns is small, whole everywhere and averaged as ever. Where all weights learn,
+their gradients, average and optimiser's state are sharded too.
 
 A block is put together by all processes at once: all must call a network equally often, or they wait for each other for
 ever. What cannot promise that is refused.
@@ -14,7 +14,7 @@ ever. What cannot promise that is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ def refuse_other_engines() -> None:
     for variable, name in OTHERS.items():
         if _is_on(variable):
             raise UsageError(f"{name} takes one loss and one optimiser a network, and trainings here have several; "
-                             f"{FIX}, which shares out as much")  # fmt: skip
+                             f"{FIX}, which shards as much")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +69,17 @@ class Sharding:
         return cls(accelerator.device, _mesh(accelerator), told.cpu_offload or None, tuple(names))
 
     def place(self, pipe: Any, networks: Sequence[nn.Module]) -> None:
-        """Share out these networks, block by block from the computer's memory, and put everything else of the pipeline
+        """Shard these networks, block by block from the computer's memory, and put everything else of the pipeline
         onto the device, whole."""
         for network in networks:
-            self.share_out(network)
+            self.shard(network)
         for part in pipe.components.values():
-            if isinstance(part, nn.Module) and not is_shared(part):
+            if isinstance(part, nn.Module) and not is_sharded(part):
                 part.to(self.device)
         if torch.device(pipe.device).type != self.device.type:
             raise UsageError(f"{type(pipe).__name__} computes where its network waits; leave fsdp_offload_params out")
 
-    def share_out(self, network: nn.Module) -> None:
+    def shard(self, network: nn.Module) -> None:
         """In place. UsageError for a network without such blocks."""
         from torch.distributed.fsdp import fully_shard
 
@@ -92,28 +92,39 @@ class Sharding:
         own = getattr(network, "_no_split_modules", None) or getattr(network, "_repeated_blocks", None)
         names = self.blocks or own or ()
         found = [part for part in network.modules() if type(part).__name__ in names and part is not network]
-        if not found:
+        if not found or set(self.blocks) - {type(part).__name__ for part in found}:
             raise UsageError(f"{type(network).__name__} has no blocks called {', '.join(names) or 'anything'}; name "
                              "their classes with fsdp_transformer_layer_cls_to_wrap")  # fmt: skip
         return found[::-1]
 
-    def check(self, method: Any, guidance: str, precision: str) -> None:
-        """UsageError for what calls a network more often on one process than on another, and for fp16."""
+    def check(
+        self, method: Any, guidance: str, precision: str, optimizer: str = "adamw", offload: bool = False
+    ) -> None:
+        """UsageError for what calls a network more often on one process than on another, and for what cannot stand
+        parts of weights."""
+        from ..guidance.compose import parts_of
         from ..guidance.grammar import parse
-        from ..guidance.modifiers.adaptive import Adaptive
 
+        if optimizer != "adamw":
+            raise UsageError(f"{optimizer} is not known to work on parts of weights; take optimizer=adamw")
+        if offload:
+            raise UsageError("offload would take the weights along that a call puts together; give --set offload=false")
         if precision == "fp16":
-            raise UsageError("fp16 scales its losses over whole gradients; with shared out weights take precision=bf16")
+            raise UsageError("fp16 scales its losses over whole gradients; with sharded weights take precision=bf16")
         if not method.alike:
             name = type(method).__name__
-            raise UsageError(f"{name} asks the network more often on one process than on another, and shared out "
+            raise UsageError(f"{name} asks the network more often on one process than on another, and sharded "
                              "weights need equal calls; take another method, or launch without FSDP")  # fmt: skip
-        rule: Any = parse(guidance)
-        while rule is not None:
-            if isinstance(rule, Adaptive):
-                raise UsageError(f"{guidance!r} decides by the pictures whether it asks the network, and shared out "
-                                 "weights need equal calls; take a rule that decides by the step")  # fmt: skip
-            rule = getattr(rule, "inner", None)
+        rules, modifiers = parts_of(parse(guidance))
+        if any(part.selective for part in (*rules, *modifiers)):
+            raise UsageError(f"{guidance!r} decides by the pictures whether it asks the network, and sharded "
+                             "weights need equal calls; take a rule that decides by the step")  # fmt: skip
+
+    def check_prompts(self, learner: Any, rows: int) -> None:
+        """UsageError for a model whose prompts go through the network one by one where their lengths differ."""
+        if rows > 1 and learner.has_lengths(["", "a text of several words, so that it is longer"]):
+            raise UsageError("prompts of different lengths go through this network one by one, and sharded weights "
+                             "need equal calls on all processes; give rows=1")  # fmt: skip
 
 
 def _refuse(told: Any) -> None:
@@ -158,11 +169,11 @@ def is_part(tensor: Any) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def is_shared(network: nn.Module) -> bool:
+def is_sharded(network: nn.Module) -> bool:
     return any(map(is_part, network.parameters()))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """The tensor that the parts of all processes make; all must ask."""
     return tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined, unused-ignore]
 
@@ -170,14 +181,26 @@ def whole(tensor: Tensor) -> Tensor:
 def gathered(tree: Any, keep: bool = True) -> Any:
     """A tree of plain data with its tensors whole, those that lay in parts in the computer's memory; all must ask.
     Without keep their places stay empty: only one process has room for all of them."""
+
+    def put_together(part: Tensor) -> Tensor:
+        found = full(part.detach())
+        return found.cpu() if keep else torch.empty(0)
+
+    return _exchanged(tree, put_together)
+
+
+def without_parts(tree: Any) -> Any:
+    """A tree of plain data with nothing where tensors lie in parts."""
+    return _exchanged(tree, lambda part: torch.empty(0))
+
+
+def _exchanged(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with the tensors exchanged that lie in parts."""
     if isinstance(tree, Mapping):
-        return {name: gathered(value, keep) for name, value in tree.items()}
+        return {name: _exchanged(value, change) for name, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(gathered(value, keep) for value in tree)
-    if not is_part(tree):
-        return tree
-    found = whole(tree.detach())
-    return found.cpu() if keep else found.new_empty(0)
+        return type(tree)(_exchanged(value, change) for value in tree)
+    return change(tree) if is_part(tree) else tree
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
@@ -194,13 +217,12 @@ def let_go(network: nn.Module) -> None:
     """What a call left put together that did not come to its end."""
     from torch.distributed.fsdp import FSDPModule
 
-    for part in network.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    if isinstance(network, FSDPModule):
+        network.reset_iter_state()
 
 
 def make_whole(network: nn.Module, keep: bool) -> None:
-    """A shared out network as it was before, in the computer's memory, to be saved and not to be called; all must ask.
+    """A sharded network as it was before, in the computer's memory, to be saved and not to be called; all must ask.
     Without keep it has no weights any more."""
     let_go(network)
     for part in list(network.modules()):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .optimisers import average_gradients
-from .sharding import part_like, whole
+from .sharding import full, part_like
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stepper:
         if self.reduce is not None:
             average_gradients(self.parameters, self.reduce)
         self.scaler.unscale_(self.optimiser)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)))
+        norm = float(full(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)))
         finite, too_high = math.isfinite(norm), self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimiser)  # does not step where fp16 overflowed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -29,8 +29,9 @@ from . import checkpoint, run_folder
 from .guardrails import Guard, Notice
 from .look import Look, shown
 from .numbers import Numbers, flat
+from .offload import activations_on_cpu
 from .optimisers import make_optimiser
-from .sharding import gathered, is_part, refuse_other_engines
+from .sharding import gathered, is_part, refuse_other_engines, without_parts
 from .spec import TrainingSpec
 from .stepping import Stepper
 from .update import LEARNER, Part
@@ -68,6 +69,9 @@ def accelerator_for(spec: TrainingSpec) -> Any:
     made = Accelerator(cpu=spec.device == "cpu", mixed_precision="no", log_with=spec.tracker,
                        project_dir=str(spec.folder()), kwargs_handlers=[waits])  # fmt: skip
     leave_at_exit()
+    if spec.batch % made.num_processes:
+        raise UsageError(f"a batch of {spec.batch} cannot be dealt to {made.num_processes} processes evenly; give "
+                         f"--batch {-(-spec.batch // made.num_processes) * made.num_processes}")  # fmt: skip
     return made
 
 
@@ -76,7 +80,7 @@ def stepper_for(
 ) -> Stepper:
     """rate: the spec's learning rate without it."""
     optimiser = make_optimiser(spec.optimizer, parameters, rate or spec.learning_rate, spec.betas, spec.weight_decay)
-    together = accelerator.num_processes > 1 and not is_part(parameters[0])  # FSDP averages what it shares out
+    together = accelerator.num_processes > 1 and not is_part(parameters[0])  # FSDP averages what it shards
     return Stepper(
         parameters,
         optimiser,
@@ -118,6 +122,11 @@ class Run(ABC):
     def parts(self, numbers: Numbers) -> Generator[Part, None, None]:
         """The losses of the next update."""
 
+    @property
+    def loaded(self) -> Sequence[nn.Module]:
+        """Everything with weights that the run has."""
+        return ()
+
     @abstractmethod
     def pictures_of_update(self) -> int:
         """How many pictures an update samples, over all processes."""
@@ -127,7 +136,7 @@ class Run(ABC):
         """At the model as it is now; the same on every process."""
 
     def make_whole(self) -> None:  # noqa: B027, most are
-        """What was learnt, where its weights were shared out, on the first process; called on every one, at the end."""
+        """What was learnt, where its weights were sharded, on the first process; called on every one, at the end."""
 
     @abstractmethod
     def write_result(self) -> None:
@@ -279,10 +288,7 @@ class Run(ABC):
 
     def _next(self, parts: Generator[Part, None, None]) -> Part | None:
         """The next loss; its activations may wait in the computer's memory."""
-        place: AbstractContextManager[Any] = nullcontext()
-        if self.spec.offload:
-            place = torch.autograd.graph.save_on_cpu(pin_memory=self.accelerator.device.type == "cuda")
-        with place:
+        with activations_on_cpu(self.loaded) if self.spec.offload else nullcontext():
             return next(parts, None)
 
     def gather(self, values: Any) -> Any:
@@ -371,11 +377,9 @@ class Run(ABC):
 
     def _keep(self) -> None:
         """A checkpoint, with what every process's method remembers; the first one writes."""
-        memories = self.processes.gathered(self.memory)
+        memories = self._memories()
         training = {role: gathered(stepper.plain(), self._first) for role, stepper in self.steppers.items()}
         if self._first:
-            if all(checkpoint.same(memory, memories[0]) for memory in memories[1:]):
-                memories = memories[:1]  # such as a target network, which all have
             state = {
                 "update": self.update, "pictures": self.pictures, "seconds": self.seconds, "stopped": self.stopped,
                 "looks": self.looks, "notices": self.notices, "guard": self.guard.plain(), "memories": memories,
@@ -383,6 +387,13 @@ class Run(ABC):
             }  # fmt: skip
             checkpoint.keep(self.folder / run_folder.CHECKPOINTS, self.update, state)
         self.accelerator.wait_for_everyone()
+
+    def _memories(self) -> list[Any]:
+        """What each process's method remembers; one of them where all remember the same, such as a target network,
+        which then need not be sent."""
+        mine = gathered(self.memory, self._first)
+        digests = self.processes.gathered(checkpoint.digest(without_parts(self.memory)))
+        return [mine] if len(set(digests)) == 1 else self.processes.gathered(mine)
 
     def _resume(self) -> int:
         """Take up the last checkpoint that is whole; how many updates it has."""

@@ -28,6 +28,7 @@ class Adaptive(Modifier):
 
     order: ClassVar[int] = 30
     passes: ClassVar[int] = 2
+    selective: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.space not in ("noise", "denoised"):

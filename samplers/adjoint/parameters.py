@@ -107,7 +107,7 @@ def refuse_unknown(outputs: Iterable[Tensor], known: Iterable[Tensor]) -> None:
 
 
 def add_up_themselves(parameters: Sequence[Tensor]) -> bool:
-    """Are they parts of weights that FSDP shares out? Then whole weights that are made for a call stand in its graph,
+    """Are they parts of weights that FSDP shards? Then whole weights that are made for a call stand in its graph,
     and a backward pass brings their gradients into those of the parts."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False

@@ -23,8 +23,8 @@ _CHANGE = "bring clip_low and clip_high nearer to 1, or take a softer divergence
 @dataclass(frozen=True)
 class Limits(guardrails.Limits):
     """not_finite: steps in a row that may fail. effective: the least effective share of a batch, 0 notices nothing; of
-    a batch of B it is never below 1/B. starved: updates in a row that may have less before it is said. evaluations:
-    how many in a row may come while it is so before the run stops, 0 never stops.
+    a batch of B, where it is never below 1/B, it is 1.5/B at least. starved: updates in a row that may have less before
+    it is said. evaluations: how many in a row may come while it is so before the run stops, 0 never stops.
     """
 
     effective: float = 0.05
@@ -48,11 +48,12 @@ class Guard(guardrails.Guard):
         super().recall(plain)
         self.starved, self.evaluations = plain.get("starved", 0), plain.get("evaluations", 0)
 
-    def weighed(self, effective: float) -> list[Notice]:
-        """An update's effective share. One that is not finite makes the gradient so, which `step` is told."""
+    def weighed(self, effective: float, batch: int) -> list[Notice]:
+        """An update's effective share of a batch of so many. One that is not finite makes the gradient so, which `step`
+        is told."""
         if not math.isfinite(effective):
             return []
-        if effective >= self.limits.effective:
+        if not self.limits.effective or effective >= max(self.limits.effective, 1.5 / batch):
             self.starved = self.evaluations = 0
             return []
         self.starved += 1
@@ -66,5 +67,5 @@ class Guard(guardrails.Guard):
         return [self._notice(stops=0 < self.limits.evaluations <= self.evaluations)]
 
     def _notice(self, stops: bool = False) -> Notice:
-        text = f"the weights use less than {self.limits.effective:.0%} of a batch, {self.starved} updates in a row"
+        text = f"a few rows of a batch have all the weight of the ratio, {self.starved} updates in a row"
         return Notice(f"{text}: {_CHANGE}", stops)

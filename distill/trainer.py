@@ -168,7 +168,7 @@ class Run(trainer.Run):
         return self.watch.look(self.roles.student)
 
     def updated(self, numbers: Mapping[str, Any]) -> list[Notice]:
-        return self.guard.weighed(numbers["effective"]) if "effective" in numbers else []
+        return self.guard.weighed(numbers["effective"], self.spec.batch) if "effective" in numbers else []
 
     def looked(self, look: Look) -> list[Notice]:
         return self.guard.looked()

@@ -24,7 +24,7 @@ def told(guard: Guard, shares: Sequence[float], every: int = 0) -> list[list[Any
     """The notices after each update; the student is looked at after every so many."""
     found = []
     for number, share in enumerate(shares, start=1):
-        notices = guard.weighed(share)
+        notices = guard.weighed(share, 1000)
         found.append(notices + (guard.looked() if every and number % every == 0 else []))
     return found
 
@@ -34,7 +34,7 @@ def test_a_starved_batch_is_said_once_and_forgotten_when_it_recovers() -> None:
     found = told(guard, [0.04, 0.01, 0.6, 0.04, 0.04, 0.03, 0.02, 0.02, 0.05, 0.04, 0.04, 0.04])
     assert [number for number, notices in enumerate(found, start=1) if notices] == [6, 12]
     (notice,) = found[5]
-    assert not notice.stops and "less than 5% of a batch, 3 updates in a row" in notice.text
+    assert not notice.stops and "a few rows of a batch have all the weight" in notice.text
     assert "clip_low and clip_high" in notice.text and "softer divergence" in notice.text
 
 
@@ -48,6 +48,12 @@ def test_it_stops_when_so_many_evaluations_in_a_row_see_it() -> None:
     assert not any(n.stops for ns in told(guard, [0.01] * 10 + [0.9] + [0.01] * 10, every=4) for n in ns)
     for limits in (Limits(starved=2, evaluations=0), Limits(effective=0.0)):
         assert not any(n.stops for ns in told(Guard(limits), [0.01] * 100, every=1) for n in ns)
+
+
+def test_one_row_of_a_small_batch_is_noticed_too() -> None:
+    for share, batch, said in ((1 / 16, 16, True), (2 / 16, 16, False), (1 / 64, 64, True), (4 / 64, 64, False)):
+        assert bool(Guard(Limits(starved=1)).weighed(share, batch)) == said
+    assert not Guard(Limits(starved=1, effective=0.0)).weighed(1 / 16, 16)
 
 
 def test_what_is_not_finite_is_another_guards_matter() -> None:
@@ -103,7 +109,7 @@ def test_a_run_says_it_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = train(spec(tmp_path, **SHORT, limits={"starved": 3, "evaluations": 3}), opened=toy())
     assert done.updates == 9 and not done.stopped
     assert [notice.split(":")[0] for notice in done.notices] == ["update 4", "update 6"]
-    assert all("less than 5% of a batch" in notice for notice in done.notices)
+    assert all("a few rows of a batch" in notice for notice in done.notices)
     lines = run_folder.read_log(tmp_path)
     assert [line["update"] for line in lines if "notices" in line] == [4, 6]
 

@@ -217,7 +217,7 @@ def let_go(network: nn.Module) -> None:
     """What a call left put together that did not come to its end."""
     from torch.distributed.fsdp import FSDPModule
 
-    if isinstance(network, FSDPModule):
+    if isinstance(network, FSDPModule) and network._get_fsdp_state()._is_root is not None:  # once it was called
         network.reset_iter_state()
 
 

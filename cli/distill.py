@@ -34,7 +34,7 @@ def distill(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Real pictures: teacher:2000, embedded:train:2000, or a folder with captions.", rich_help_panel=WHAT
+            help="Real pictures: teacher:2000, embedded:SPLIT:COUNT, or a folder with captions.", rich_help_panel=WHAT
         ),
     ] = None,
     start: Annotated[

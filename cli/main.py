@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -39,24 +41,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate.generate)
-app.command()(rerun.rerun)
-app.command()(invert.invert)
-app.command()(rank.rank)
-app.command()(compare.compare)
-app.command()(score.score)
-app.command()(finetune.finetune)
-app.command("mix-lora")(mix_lora.mix_lora)
-app.command()(distill.distill)
-app.command()(stats.stats)
-app.command()(status.status)
-app.command("list")(list.list_)
-app.command()(explain.explain)
-app.command("fit-grid")(fit_grid.fit_grid)
-app.command("fit-linear-ag")(fit_linear_ag.fit_linear_ag)
-app.command("fit-teleport")(fit_teleport.fit_teleport)
-app.command()(doctor.doctor)
-app.command()(demo.demo)
+
+
+def _add(name: str, command: Callable[..., None]) -> None:
+    """With the paragraphs of its docstring on lines of their own: typer keeps every line's end as it is written."""
+    text = inspect.cleandoc(command.__doc__ or "")
+    app.command(name, help="\n\n".join(re.sub(r"\s*\n\s*", " ", each) for each in text.split("\n\n")))(command)
+
+
+_add("generate", generate.generate)
+_add("rerun", rerun.rerun)
+_add("invert", invert.invert)
+_add("rank", rank.rank)
+_add("compare", compare.compare)
+_add("score", score.score)
+_add("finetune", finetune.finetune)
+_add("mix-lora", mix_lora.mix_lora)
+_add("distill", distill.distill)
+_add("stats", stats.stats)
+_add("status", status.status)
+_add("list", list.list_)
+_add("explain", explain.explain)
+_add("fit-grid", fit_grid.fit_grid)
+_add("fit-linear-ag", fit_linear_ag.fit_linear_ag)
+_add("fit-teleport", fit_teleport.fit_teleport)
+_add("doctor", doctor.doctor)
+_add("demo", demo.demo)
 
 
 def _version(wanted: bool) -> None:

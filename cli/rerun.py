@@ -17,6 +17,9 @@ def rerun(
     trust: Annotated[
         bool, typer.Option("--trust", help="Open the folders and files that the picture names: you know who made it.")
     ] = False,
+    allow_download: Annotated[
+        bool, typer.Option("--allow-download", help="Fetch the model that it names from the hub if need be.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings and stop.")] = False,
 ) -> None:
     """Make a picture again from its PNG alone, and compare the pixels.
@@ -33,7 +36,7 @@ def rerun(
     from ..generation.settings import read_set
     from .console import say_notes
 
-    changes = read_set(assignments or [])
+    changes = read_set(assignments or []) | ({"allow_download": True} if allow_download else {})
     if dry_run:
         print(spec_of(read_png(picture, trust, changes)[0], changes).as_yaml(), end="")
         return

@@ -54,7 +54,10 @@ class Collected:
     def space(self, name: str = "") -> Space:
         """As the extractor of that name sees it; the first one without a name. Errors: nobody looked."""
         if not self.spaces:
-            raise UsageError(f"{self.name} was collected without features; collect it with features='embedded'")
+            raise UsageError(
+                f"{self.name} was collected without features; ask for a metric that needs them, "
+                "or collect it with features='embedded'"
+            )
         if name and name not in self.spaces:
             seen = ", ".join(self.spaces)
             fix = f"score with features {next(iter(self.spaces))}, or collect it with {name}"

@@ -88,7 +88,7 @@ def _copies(evidence: Evidence, count: int) -> list[Gallery]:
     """Generated pictures beside their nearest training pictures, the most suspicious first."""
     which = "train" if evidence.train else "real"
     if not evidence.train and not evidence.real:
-        raise UsageError("it needs training pictures; give train=, for example embedded:train:2000")
+        raise UsageError("it needs training pictures; give train= (--train), for example embedded:train:2000")
     others = evidence.train or evidence.reference
     _readable(evidence.generated, others)
     if evidence.train and evidence.test:
@@ -227,7 +227,7 @@ def _alone(title: str, explanation: str, collected: Collected, numbers: Tensor, 
 
 def _needs_real(evidence: Evidence) -> None:
     if evidence.real is None:
-        raise UsageError("it needs real pictures; give real=, for example embedded:test:2000")
+        raise UsageError("it needs real pictures; give real= (--real), for example embedded:test:2000")
 
 
 def _readable(*sets: Collected) -> None:

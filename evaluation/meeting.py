@@ -64,8 +64,8 @@ def answered() -> Iterator[None]:
         if "timed out" in text.lower() or "timeout" in text.lower():
             raise OthersEnded(silent("another process")) from None
         what = re.sub(r"^\[.*?\] ", "", text.splitlines()[0]).split(". ")[0]  # without the place in gloo's code
-        raise OthersEnded("another process has ended, and its own message says why; then give the same command "
-                          f"again ({what:.200})") from None  # fmt: skip
+        raise OthersEnded("another process has ended, and its own message says why, if it was not killed; then give "
+                          f"the same command again ({what:.200})") from None  # fmt: skip
 
 
 def _errors_of_torch() -> type[Exception]:

@@ -297,7 +297,10 @@ def refuse_other_run(folder: Path, spec: RunSpec) -> None:
         if found:
             raise UsageError(f"{folder} holds pictures but no {RUN}; choose another output")
         return
-    differing = differing_fields(_recorded(folder).get("spec", {}), spec)
+    there = _recorded(folder).get("spec", {})
+    if "updates" in there:
+        raise UsageError(f"{folder} holds a training; choose another output")
+    differing = differing_fields(there, spec)
     if differing:
         raise UsageError(
             f"{folder} holds another run: {'; '.join(differing)}. Choose another output, or the settings of that run"

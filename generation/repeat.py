@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What came of it. largest: the largest difference of a pixel value (0 .. 255); None when settings were changed."""
+    """What came of it. largest: the largest difference of a pixel value (0 .. 255); None when settings of the picture
+    were changed."""
 
     file: Path
     sample: Sample
@@ -40,10 +41,14 @@ def rerun(
 ) -> Rerun:
     """Make the picture of a PNG again, with its rows per call, threads, dtype and device, and compare the pixels.
 
-    changes: settings to change, for a variation. output: the new file; beside the old one as NAME-rerun.png without it.
+    changes: settings to change, for a variation. output: the new file, a .png; beside the old one as NAME-rerun.png
+    without it.
     trust: open the folders and files that the picture names. Without it a picture that names any is refused: a stranger
     may have written it. Nothing is downloaded unless `changes` allow it.
     """
+    target = Path(output) if output else Path(path).with_name(f"{Path(path).stem}-rerun.png")
+    if target.suffix.lower() != ".png":
+        raise UsageError(f"{target} must end in .png: only a PNG keeps the pixels and the recipe")
     record, before = read_png(path, trust, changes or ())
     spec = spec_of(record, changes or {})
     said = _device_notes(spec, record)
@@ -52,11 +57,10 @@ def rerun(
     with threads(spec.threads):
         now = {"revision": model.revision, "inputs": input_hashes(spec), **environment(model.key[2])}
     said += mismatches(record, now)
-    target = Path(output) if output else Path(path).with_name(f"{Path(path).stem}-rerun.png")
     make_folder(target.parent)
     (sample,) = generate(spec, model=model, fill=True)
     save_png(target, sample, spec, now)
-    if changes:
+    if set(changes or ()) - {"allow_download"}:
         return Rerun(target, sample, None, notes=said)
     largest, count = pixel_difference(before, sample.image)
     return Rerun(target, sample, largest, count, said + (_dropped_rows(record) if largest else []))

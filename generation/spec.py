@@ -162,7 +162,9 @@ class RunSpec(BaseModel):
     def pictures(self) -> list[tuple[str, Seed]]:
         """(prompt, seed) of each picture, in the order of their numbers."""
         if not self.prompts:
-            raise UsageError('no prompt, so no pictures; write for example pilotage generate "two red stars on navy"')
+            raise UsageError(
+                'no prompt, so no pictures; give one, such as "two red stars on navy", or a --prompts file'
+            )
         if self.paired:
             return list(zip(self.prompts, self.seeds, strict=True))
         if len(self.prompts) * len(self.seeds) > MOST_PICTURES:

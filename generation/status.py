@@ -25,9 +25,9 @@ _RESULTS = ("lora", "network", "student")  # of a training; its card is there wh
 
 @dataclass(frozen=True)
 class Status:
-    """kind: pictures, training, comparison or scores. state: running, finished, stopped, or unknown where nothing says
-    whether a process is alive. done, of: in units. rate: units a second. seconds_left: at that rate. quiet: seconds
-    since the log was written, by the clocks of disk and computer. holder: who works there. notice: the last one."""
+    """kind: pictures, training, comparison or scores. state: running, finished or stopped. done, of: in units. rate:
+    units a second. seconds_left: at that rate, while it runs. quiet: seconds since the log was written, by the clocks
+    of disk and computer. holder: who works there. notice: the last one since it was started."""
 
     folder: str
     kind: str
@@ -52,7 +52,7 @@ class Status:
             said.append(f"{self.rate:.3g} a second" if self.rate >= 0.1 else f"{1 / self.rate:.3g} s each")
         if self.seconds_left is not None:
             said.append(f"{spelled(self.seconds_left)} left")
-        if self.quiet is not None and self.state in ("unknown", "stopped"):
+        if self.quiet is not None and self.state == "stopped":
             said.append(f"last line {spelled(self.quiet)} ago")
         notice = f"; {' '.join(self.notice.split())}" if self.notice else ""
         return one_line(f"{self.folder}: {self.kind}, {self.state}{by}: {', '.join(said)}{notice}")
@@ -107,7 +107,7 @@ def _of_pictures(folder: Path, spec: Mapping[str, Any]) -> Status:
     rate = _rate_of_start(log) or _rate_of_items(folder, log)
     state = "running" if holder else "finished" if done == of else "stopped"
     left = _left(done, of, rate) if state == "running" else None
-    said = [_said(entry) for entry in log if entry.get("event") in ("memory", "stopped", "failed")]
+    said = [_said(entry) for entry in _last_start(log) if entry.get("event") in ("memory", "stopped", "failed")]
     return Status(
         str(folder), "pictures", state, "pictures", done, of, rate, left, _quiet(folder),
         str(holder) if holder else None, said[-1] if said and state != "finished" else "",
@@ -123,10 +123,15 @@ def _pictures(log: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> int 
     return len(RunSpec(**spec).pictures())
 
 
+def _last_start(log: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The lines since then: what was said before it, such as how an earlier one ended, is no news."""
+    starts = [place for place, entry in enumerate(log) if entry.get("event") in ("begin", "resumed")]
+    return log[starts[-1] :] if starts else []
+
+
 def _rate_of_start(log: Sequence[Mapping[str, Any]]) -> float | None:
     """Pictures a second since the last start, over all processes."""
-    starts = [place for place, entry in enumerate(log) if entry.get("event") in ("begin", "resumed")]
-    since = log[starts[-1] :] if starts else []
+    since = _last_start(log)
     if len(since) < 2:
         return None
     try:
@@ -159,8 +164,8 @@ def _of_training(folder: Path, spec: Mapping[str, Any]) -> Status:
     holder = holder_of(folder)
     finished = any((folder / name / "README.md").is_file() for name in _RESULTS)
     rate = _updates_a_second([lines[update] for update in sorted(lines)])
-    state = "running" if holder else "finished" if finished else "unknown"
-    left = _left(done, of, rate) if state != "finished" else None
+    state = "running" if holder else "finished" if finished else "stopped"
+    left = _left(done, of, rate) if state == "running" else None
     told = [lines[update].get("notices") for update in sorted(lines)]
     notices = [text for texts in told if isinstance(texts, list) for text in texts]
     return Status(

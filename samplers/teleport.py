@@ -199,7 +199,8 @@ class GaussianMap:
             landing = float(about["landing"]) if "landing" in about else None
             rest, fitted = float(about["rest"]), about["model"]
         except OSError as error:
-            raise UsageError(f"cannot read the Gaussian map {path}: {error.strerror or error}") from None
+            why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+            raise UsageError(f"cannot read the Gaussian map {path}: {why}; write one with fit-teleport") from None
         except UsageError:
             raise
         except (SafetensorError, KeyError, ValueError):

@@ -59,4 +59,5 @@ def process(code: str, *arguments: str, **settings: Any) -> subprocess.Popen[str
     """A Python program beside this one that can import the package and the test tools."""
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+    environment["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # torch's threads do not survive a fork, and some of these fork
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, text=True, **settings)

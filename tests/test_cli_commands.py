@@ -48,6 +48,17 @@ assert not heavy, heavy
     assert child.wait(300) == 0
 
 
+def test_help_stands_as_it_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """No `:name:` is made a symbol, and no line ends where the source's does."""
+    from pilotage.cli.main import app
+
+    assert len(app.registered_commands) > 15
+    for command in app.registered_commands:
+        assert pilotage(command.name, "--help") == 0
+        assert not [sign for sign in capsys.readouterr().out if ord(sign) > 0x2600], command.name
+        assert command.help and "\n" not in command.help.replace("\n\n", ""), command.name
+
+
 def test_dry_run_prints_the_resolved_spec(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("steps: 40\nsampler: heun\n")
     code = pilotage(
@@ -198,6 +209,8 @@ def files(tmp_path: Path) -> Path:
     other = tmp_path / "other"
     other.mkdir()
     (other / "run.yaml").write_text(yaml.safe_dump({"spec": {"prompts": ["x"], "steps": 99}}))
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "run.yaml").write_text(yaml.safe_dump({"spec": {"prompts": ["x"], "updates": 2}}))
     return tmp_path
 
 
@@ -224,10 +237,12 @@ BAD = [
     ("generate x --image {}/nowhere.png", "there is no picture"),
     ("generate x --image {}/text.png", "no picture that can be read"),
     ("generate x -o {}/other", "holds another run"),
+    ("generate x -o {}/tuned", "holds a training; choose another output"),
     ("generate x -o {}/text.png", "is not a folder"),
     ("rerun {}/text.png", "no PNG that can be read"),
     ("rerun {}/foreign.png", "was not written by pilotage"),
     ("rerun {}/nowhere.png", "there is no file"),
+    ("rerun {}/foreign.png -o x.jpg", "x.jpg must end in .png"),
     ("compare x", "nothing to compare"),
     ("compare x -x guidance", "cannot read --axis"),
     ("compare x -x stpes=1|2", "unknown axis 'stpes': did you mean steps"),

@@ -160,6 +160,11 @@ def test_rerun_says_what_is_not_as_it_was(finished: Path, tmp_path: Path) -> Non
     assert "torch 1.0 then" in said and "weights" in said
 
 
+def test_a_rerun_that_may_download_is_no_variation(finished: Path, tmp_path: Path) -> None:
+    allowed = {"allow_download": True}
+    assert rerun(finished / "000001.png", allowed, tmp_path / "again.png", trust=True).largest == 0
+
+
 def test_rerun_with_changes_is_a_variation(finished: Path, tmp_path: Path) -> None:
     again = rerun(finished / "000001.png", {"guidance": "apg"}, tmp_path / "v.png", trust=True)
     assert again.largest is None

@@ -114,6 +114,14 @@ def test_stopped_failed_and_resumed(tmp_path: Path, model: Loaded) -> None:
     assert status_of(folder).state == "finished"
 
 
+def test_how_an_earlier_start_ended_is_no_news(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"spec": tiny_spec(prompts=["x"], seeds="0-99").plain()}))
+    log = [{"event": event, "seconds": 0.0, "finished": 8, "of": 100} for event in ("begin", "stopped", "resumed")]
+    for lines, notice in (log[:2], "stopped"), (log, ""):
+        (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        assert status_of(tmp_path).notice == notice
+
+
 def test_rate_is_that_of_the_last_start(tmp_path: Path) -> None:
     spec = tiny_spec(prompts=["x"], seeds="0-99")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"spec": spec.plain()}))
@@ -139,16 +147,16 @@ def test_rate_is_that_of_the_last_start(tmp_path: Path) -> None:
 
 def test_a_training(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"spec": {"updates": 200, "reward": "saturation"}}))
-    assert (status_of(tmp_path).state, status_of(tmp_path).done, status_of(tmp_path).rate) == ("unknown", 0, None)
+    assert (status_of(tmp_path).state, status_of(tmp_path).done, status_of(tmp_path).rate) == ("stopped", 0, None)
     log = [{"update": u, "seconds": 4.0 * u, "notices": ["update 7: fewer"] if u == 7 else []} for u in range(81)]
     (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log) + '{"upd')
     found = status_of(tmp_path)
     assert (found.kind, found.unit, found.done, found.of, found.notice) == (
         "training", "updates", 80, 200, "update 7: fewer"
     )  # fmt: skip
-    assert found.rate == 0.25 and found.seconds_left == 480 and "last line 0 s ago" in found.line()
+    assert found.rate == 0.25 and found.seconds_left is None and "last line 0 s ago" in found.line()
     with locked(tmp_path):
-        assert status_of(tmp_path).state == "running"
+        assert status_of(tmp_path).state == "running" and status_of(tmp_path).seconds_left == 480
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "README.md").write_text("# done")
     assert status_of(tmp_path).state == "finished" and status_of(tmp_path).seconds_left is None

@@ -107,6 +107,7 @@ def two():
     child = forked("finetune", "two", slow)
     begun("two")
     shown = os.path.exists(f"{out}/two/run.lock")
+    os.kill(child, signal.SIGSTOP)  # so that it is not done before the second one is there
     os.rename(f"{out}/two.err", f"{out}/first.err")
     code, said = code_of(forked("finetune", "two")), told("two")
     os.kill(child, signal.SIGKILL)

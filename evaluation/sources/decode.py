@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...errors import UsageError
 from .limits import PIXELS
@@ -47,6 +47,8 @@ def read_picture(file: Path | bytes, name: str, background: RGB | None = None) -
                 return _decoded(image, name, background)
     except UsageError:
         raise
+    except UnidentifiedImageError:
+        raise UsageError(f"{name} cannot be read as a picture (it is none, or damaged); remove or replace it") from None
     except Exception as error:  # decoders of hostile files raise nearly anything
         raise UsageError(f"{name} cannot be read as a picture ({why(error)}); remove or replace it") from None
 

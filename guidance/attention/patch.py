@@ -148,8 +148,9 @@ def intercepted(layer: Any, instead: Callable[[Attend], Tensor], forward: Forwar
         if not mode.met:
             raise UsageError(
                 f"the attention processor {type(layer.processor).__name__} does not use torch's "
-                "scaled_dot_product_attention, which the attention rules need; call pipe.disable_attention_slicing(), "
-                "pipe.disable_xformers_memory_efficient_attention() or set the native attention backend"
+                "scaled_dot_product_attention, which the attention rules need; leave memory.attention_slicing out, "
+                "call pipe.disable_attention_slicing(), pipe.disable_xformers_memory_efficient_attention() "
+                "or set the native attention backend"
             )
         return output
 
